@@ -1,0 +1,1 @@
+"""The BentoML services, the ``lienzo`` command line and the HTTP schemas."""

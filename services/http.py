@@ -1,0 +1,319 @@
+"""The public HTTP interface: every endpoint of ``/v1``, the page, the documentation."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import quote
+
+from fastapi import Depends, FastAPI, File, Form, Query, Request, Response, UploadFile
+from fastapi import Path as PathParameter
+from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.responses import FileResponse, HTMLResponse
+from pydantic import ValidationError
+from starlette.datastructures import UploadFile as Upload
+from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartParser
+from starlette.staticfiles import StaticFiles
+
+from services import http_errors, pipeline
+from services.limits import BodyLimit, SecurityHeaders
+from services.messages import call
+from services.pipeline import Brush, Outcome, Services, Style
+from services.schemas import (
+    ContentQuery,
+    Engine,
+    ErrorAnswer,
+    Format,
+    Health,
+    Id,
+    PictureMatch,
+    PreserveColor,
+    Seed,
+    Size,
+    Steps,
+    Strength,
+    StyleQuery,
+    TextToArt,
+)
+from services.settings import settings
+from shared.errors import InvalidInput
+from shared.fast_models import Card
+from shared.images import FORMATS
+
+WEB = Path(__file__).parent / "web"
+MAX_THUMBNAIL = 1024
+
+_REFUSALS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorAnswer, "description": description}
+    for status, description in {
+        400: "the request cannot be read",
+        404: "no such picture, style or path",
+        405: "this path takes another method",
+        409: "the engine cannot run here",
+        413: "larger than a limit",
+        415: "the upload is no picture",
+        422: "a field is out of its limits, or nothing matches",
+        429: "too much to do; try later",
+        503: "a part of the service does not answer",
+    }.items()
+}
+_STYLE_QUERY_FORM = {
+    "type": "object",
+    "properties": {
+        "content_id": {"type": "string", "description": "a gallery picture"},
+        "image": {"type": "string", "format": "binary", "description": "or an uploaded one"},
+        "k": {"type": "integer", "default": 5, "minimum": 1, "maximum": 100},
+    },
+}
+
+
+def create_app(services: Callable[[], Services]) -> FastAPI:
+    """The application.
+
+    Args:
+        services: gives the gateway once it is up; called at each request.
+    """
+    config = settings()
+    # Uploads stay in memory: nothing of a request reaches the file system.
+    MultiPartParser.spool_max_size = config.max_body_bytes + 1
+    app = FastAPI(
+        title="Lienzo",
+        version=version("lienzo"),
+        summary="Words in, a painting out.",
+        docs_url=None,
+        redoc_url=None,
+        responses=_REFUSALS,
+    )
+    app.add_middleware(BodyLimit, most=config.max_body_bytes)
+    app.add_middleware(SecurityHeaders)
+    http_errors.install(app)
+    Gateway = Annotated[Any, Depends(services)]
+
+    @app.post("/v1/text_to_art", tags=["painting"], response_class=Response, responses=_pictures())
+    def text_to_art(request: TextToArt, gateway: Gateway) -> Response:
+        """Find a picture for the words and a style for the picture, and paint the one in the other.
+
+        The headers `Lienzo-*` say what was chosen, at which distance, by which engine; `Server-Timing` how long each
+        step took.
+        """
+        return _painting(pipeline.text_to_art(gateway, request))
+
+    @app.post("/v1/stylize", tags=["painting"], response_class=Response, responses=_pictures())
+    def stylize(
+        gateway: Gateway,
+        image: Annotated[UploadFile, File(description="the picture to paint")],
+        style: Annotated[Id | None, Form(description="a fast style's slug or a gallery picture's id")] = None,
+        style_image: Annotated[UploadFile | None, File(description="or a style picture of one's own")] = None,
+        size: Annotated[Size, Form()] = config.size,
+        engine: Annotated[Engine, Form()] = "auto",
+        strength: Annotated[Strength, Form()] = 1.0,
+        preserve_color: Annotated[PreserveColor, Form()] = False,
+        steps: Annotated[Steps, Form()] = config.steps,
+        seed: Annotated[Seed, Form()] = 0,
+        format: Annotated[Format, Form()] = "png",
+    ) -> Response:
+        """Paint an uploaded picture in a fast style, in a gallery picture's style, or in that of an uploaded one."""
+        brush = Brush(size, engine, strength, preserve_color, steps, seed, format)
+        return _painting(pipeline.stylize(gateway, _read(image), _style(gateway, style, style_image), brush))
+
+    @app.post("/v1/optimize", tags=["painting"], response_class=Response, responses=_pictures())
+    def optimize(
+        gateway: Gateway,
+        image: Annotated[UploadFile, File(description="the picture to paint")],
+        style: Annotated[Id | None, Form(description="a gallery picture's id")] = None,
+        style_image: Annotated[UploadFile | None, File(description="or a style picture of one's own")] = None,
+        size: Annotated[Size, Form()] = config.size,
+        strength: Annotated[Strength, Form()] = 1.0,
+        preserve_color: Annotated[PreserveColor, Form()] = False,
+        steps: Annotated[Steps, Form()] = config.steps,
+        seed: Annotated[Seed, Form()] = 0,
+        format: Annotated[Format, Form()] = "png",
+    ) -> Response:
+        """Paint an uploaded picture with the reference optimiser; the answer comes when it is done."""
+        brush = Brush(size, "optimize", strength, preserve_color, steps, seed, format)
+        return _painting(pipeline.stylize(gateway, _read(image), _style(gateway, style, style_image), brush))
+
+    @app.post("/v1/retrieve/content", tags=["retrieval"])
+    def retrieve_content(query: ContentQuery, gateway: Gateway) -> list[PictureMatch]:
+        """Gallery pictures that fit the words, the nearest first."""
+        found = call(gateway.retriever.content, title=query.title, description=query.description, k=query.k)
+        return [_match(row) for row in found]
+
+    @app.post(
+        "/v1/retrieve/style",
+        tags=["retrieval"],
+        openapi_extra={
+            "requestBody": {
+                "required": True,
+                "content": {
+                    "application/json": {
+                        "schema": StyleQuery.model_json_schema(),
+                        "example": {"content_id": "met-436947", "k": 5},
+                    },
+                    "multipart/form-data": {"schema": _STYLE_QUERY_FORM},
+                },
+            }
+        },
+    )
+    def retrieve_style(
+        query: Annotated[tuple[StyleQuery, bytes | None], Depends(_style_query)], gateway: Gateway
+    ) -> list[PictureMatch]:
+        """Gallery pictures whose style is nearest to a gallery picture's (JSON) or an uploaded one's (form)."""
+        asked, picture = query
+        found = call(gateway.retriever.style, content_id=asked.content_id, picture=picture, k=asked.k)
+        return [_match(row) for row in found]
+
+    @app.get("/v1/styles", tags=["catalogue"])
+    def styles(gateway: Gateway) -> list[Card]:
+        """The cards of the fast styles."""
+        return [Card.model_validate(card) for card in call(gateway.stylizer.styles)["cards"]]
+
+    @app.get("/v1/pictures/{id}", tags=["catalogue"], response_class=Response, responses=_pictures())
+    def picture(
+        request: Request,
+        gateway: Gateway,
+        id: Annotated[Id, PathParameter(description="a gallery picture's id")],
+        size: Annotated[
+            int | None,
+            Query(ge=16, le=MAX_THUMBNAIL, description="reduce the longer side to this; the original if left out"),
+        ] = None,
+    ) -> Response:
+        """A gallery picture, or a thumbnail of it."""
+        if size is None:
+            data = call(gateway.retriever.picture, picture_id=id)["data"]
+        else:
+            data = call(gateway.retriever.thumbnail, picture_id=id, size=size)
+        etag = f'"{hashlib.sha256(data).hexdigest()[:32]}"'
+        headers = {"ETag": etag, "Cache-Control": "public, max-age=86400"}
+        if etag in (tag.strip() for tag in request.headers.get("if-none-match", "").split(",")):
+            return Response(status_code=304, headers=headers)
+        return Response(data, media_type=_media_type(data), headers=headers)
+
+    @app.get("/v1/health", tags=["operations"])
+    def health(gateway: Gateway) -> Health:
+        """What runs, and on what."""
+        library, gallery = call(gateway.stylizer.styles), call(gateway.retriever.about)
+        return Health(
+            version=app.version,
+            provider=library["provider"],
+            models=[card["slug"] for card in library["cards"]],
+            refused=library["refused"],
+            gallery=gallery["name"],
+            pictures=gallery["pictures"],
+        )
+
+    @app.get("/", include_in_schema=False)
+    def page() -> FileResponse:
+        return FileResponse(WEB / "index.html", headers={"Cache-Control": "no-cache"})
+
+    @app.get("/docs", include_in_schema=False)
+    def docs() -> HTMLResponse:
+        # The scripts come from BentoML's own package: the page asks nobody else for anything.
+        return get_swagger_ui_html(
+            openapi_url="/openapi.json",
+            title="Lienzo",
+            swagger_js_url="/static_content/swagger-ui-bundle.js",
+            swagger_css_url="/static_content/swagger-ui.css",
+            swagger_favicon_url="/web/icon.svg",
+        )
+
+    app.mount("/web", StaticFiles(directory=WEB), name="web")
+
+    @app.api_route("/v1/{path:path}", methods=["GET", "POST", "PUT", "PATCH", "DELETE"], include_in_schema=False)
+    def nowhere(path: str) -> None:
+        raise HTTPException(404, f"there is no /v1/{path[:80]} with this method")
+
+    return app
+
+
+async def _style_query(request: Request) -> tuple[StyleQuery, bytes | None]:
+    """The query for styles, from JSON or from a form."""
+    kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
+    picture = None
+    if kind == "application/json":
+        try:
+            values = await request.json()
+        except ValueError as error:
+            raise HTTPException(400, "the body is not valid JSON") from error
+    elif kind in ("multipart/form-data", "application/x-www-form-urlencoded"):
+        form = await request.form(max_files=1, max_fields=4)
+        image = form.get("image")
+        picture = await image.read() if isinstance(image, Upload) else None
+        values = {name: value for name, value in form.items() if name != "image" or isinstance(value, str)}
+    else:
+        raise HTTPException(415, f"the body is '{kind[:80]}', expected application/json or multipart/form-data")
+    try:
+        query = StyleQuery.model_validate(values)
+    except ValidationError as error:
+        raise RequestValidationError(error.errors()) from error
+    if (query.content_id is None) == (picture is None):
+        raise InvalidInput(
+            "one of content_id and image is needed, and only one.",
+            hint="Send JSON with a content_id, or a form with a picture.",
+            field="content_id",
+        )
+    return query, picture
+
+
+def _style(gateway: Services, style: str | None, style_image: UploadFile | None) -> Style:
+    if (style is None) == (style_image is None):
+        raise InvalidInput(
+            "one of style and style_image is needed, and only one.",
+            hint="style takes a slug from /v1/styles or a gallery picture's id; style_image takes a file.",
+            field="style",
+        )
+    if style is not None:
+        return pipeline.named_style(gateway, style)
+    return pipeline.uploaded_style(gateway, _read(style_image))
+
+
+def _read(upload: UploadFile) -> bytes:
+    return upload.file.read()
+
+
+def _painting(outcome: Outcome) -> Response:
+    facts = {
+        "Content": outcome.content,
+        "Content-Title": outcome.content_title,
+        "Style": outcome.style,
+        "Style-Title": outcome.style_title,
+        "Engine": outcome.engine,
+        "Provider": outcome.provider,
+        "Model": outcome.model,
+        "Model-Distance": outcome.model_distance,
+        "Content-Distance": outcome.content_distance,
+        "Style-Distance": outcome.style_distance,
+        "Steps": outcome.steps,
+    }
+    headers = {f"Lienzo-{name}": _header(value) for name, value in facts.items() if value not in (None, "")}
+    headers["Server-Timing"] = ", ".join(f"{name};dur={1000 * spent:.1f}" for name, spent in outcome.seconds.items())
+    return Response(outcome.data, media_type=FORMATS[outcome.format], headers=headers)
+
+
+def _header(value: float | str) -> str:
+    """Numbers with four decimals; text percent-encoded where it is not plain ASCII, as headers need it."""
+    if isinstance(value, float):
+        return f"{value:.4f}"
+    return quote(str(value), safe=" !#$&'()*+,/:;=?@[]")
+
+
+def _match(row: Mapping[str, Any]) -> PictureMatch:
+    url = f"/v1/pictures/{row['id']}"
+    return PictureMatch(**row, url=url, thumbnail=f"{url}?size=320")
+
+
+def _media_type(data: bytes) -> str:
+    signatures = {b"\xff\xd8": "image/jpeg", b"\x89PNG": "image/png", b"GIF8": "image/gif", b"BM": "image/bmp"}
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "image/webp"
+    return next((media for start, media in signatures.items() if data.startswith(start)), "application/octet-stream")
+
+
+def _pictures() -> dict[int | str, dict[str, Any]]:
+    schema = {"schema": {"type": "string", "format": "binary"}}
+    return {200: {"description": "the picture", "content": {media: schema for media in FORMATS.values()}}}

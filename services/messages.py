@@ -1,0 +1,77 @@
+"""What the services say to one another: plain dictionaries, with refusals as answers rather than exceptions.
+
+An exception that crosses BentoML's internal HTTP loses its type, and every status of 500 its message. So an answer is
+``{"ok": …}`` or ``{"error": …}``, and :func:`call` turns the latter into the exception again.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from bentoml.exceptions import BentoMLException
+
+from shared import errors
+from shared.errors import LienzoError
+
+log = logging.getLogger(__name__)
+
+Answer = dict[str, Any]
+
+
+class Busy(LienzoError):
+    """The service has as much to do as it may."""
+
+    code = "busy"
+
+
+class Unreachable(LienzoError):
+    """The service does not answer: it starts, stops or has failed."""
+
+    code = "unreachable"
+
+
+def answers(method: Callable[..., Any]) -> Callable[..., Answer]:
+    """Make a service's method answer its :class:`LienzoError` instead of raising it."""
+
+    @functools.wraps(method)
+    def wrapped(*args: Any, **kwargs: Any) -> Answer:
+        try:
+            return {"ok": method(*args, **kwargs)}
+        except LienzoError as error:
+            return {
+                "error": {
+                    "type": type(error).__name__,
+                    "message": error.message,
+                    "hint": error.hint,
+                    "code": error.code,
+                    "field": error.field,
+                }
+            }
+
+    return wrapped
+
+
+def call(method: Callable[..., Answer], **arguments: Any) -> Any:
+    """Call another service's method and return what it answered.
+
+    Raises:
+        LienzoError: of the type that the method raised there.
+        Busy: the service is at its limit.
+        Unreachable: the service did not answer.
+    """
+    try:
+        answer = method(**arguments)
+    except BentoMLException as error:
+        if error.error_code == 429:
+            raise Busy("too many paintings are being optimised.", hint="Try again in a minute.") from error
+        log.exception("a service failed")
+        raise Unreachable("a part of the service failed.", hint="Try again; the server's log says more.") from error
+    except OSError as error:
+        raise Unreachable("a part of the service does not answer.", hint="Try again in a few seconds.") from error
+    if "error" in answer:
+        fields = dict(answer["error"])
+        raise getattr(errors, fields.pop("type"), LienzoError)(fields.pop("message"), **fields)
+    return answer["ok"]

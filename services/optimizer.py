@@ -1,0 +1,74 @@
+"""The Optimizer: VGG-19 and the reference optimiser, for styles that no network knows."""
+
+from __future__ import annotations
+
+import bentoml
+
+from services.messages import Answer, answers
+from services.settings import settings
+from shared import weights
+from shared.devices import pick_device, pick_dtype
+from shared.encoders import Encoder
+from shared.images import DecodeLimits
+from shared.optimized_painting import paint_optimized
+from shared.optimizer import OptimizerSettings
+
+_CONFIG = settings()
+
+
+# One optimisation at a time fills the device; what waits counts towards max_concurrency, and more is refused.
+@bentoml.service(
+    traffic={
+        "timeout": 60 + _CONFIG.optimize_seconds * _CONFIG.optimize_queue,
+        "max_concurrency": _CONFIG.optimize_queue,
+    },
+    threads=1,
+)
+class Optimizer:
+    """Paints by optimising pixels, one picture at a time."""
+
+    def __init__(self) -> None:
+        self._limits = DecodeLimits(max_pixels=_CONFIG.max_pixels, max_bytes=_CONFIG.max_body_bytes)
+        device = pick_device(_CONFIG.device)
+        self._encoder = Encoder(weights.load("vgg19"), dtype=pick_dtype("auto", device), device=device)
+
+    def __is_ready__(self) -> bool:
+        return self._encoder is not None
+
+    @bentoml.api
+    @answers
+    def paint(
+        self,
+        content: bytes,
+        style: bytes,
+        start: bytes | None,
+        size: int,
+        steps: int,
+        seed: int,
+        strength: float,
+        preserve_color: bool,
+        format: str,
+        recipe: dict,
+    ) -> Answer:
+        """Paint ``content`` in the style of ``style``; see :func:`shared.optimized_painting.paint_optimized`."""
+        painting = paint_optimized(
+            self._encoder,
+            content,
+            style,
+            OptimizerSettings(steps=steps, scales=3, seed=seed),
+            start=start,
+            size=size,
+            strength=strength,
+            preserve_color=preserve_color,
+            format=format,
+            recipe=recipe,
+            max_seconds=_CONFIG.optimize_seconds,
+            limits=self._limits,
+        )
+        return {
+            "data": painting.data,
+            "seconds": dict(painting.seconds),
+            "steps": painting.steps,
+            "losses": painting.losses,
+            "device": str(self._encoder.device),
+        }

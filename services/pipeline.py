@@ -1,0 +1,220 @@
+"""The main job: words → content → style → engine → painting, over the three services."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from services.messages import call
+from services.schemas import TextToArt
+from services.settings import settings
+from shared.errors import InvalidInput, NotFound
+
+
+class Services(Protocol):
+    """The services that the pipeline calls, in this process or in others."""
+
+    retriever: Any
+    stylizer: Any
+    optimizer: Any
+
+
+@dataclass
+class Outcome:
+    """A painting, and how it came about.
+
+    Attributes:
+        data: the encoded picture.
+        content, style: id of each; the style may be a fast model's slug.
+        content_distance: cosine distance between the words and the content picture; None where it was named.
+        style_distance: cosine distance between the styles of both pictures; None where one is not in the gallery.
+        engine: ``fast`` or ``optimize``.
+        model, model_distance: the fast model that painted (or whose painting the optimiser started from), and the
+            cosine distance between the style and the centre of its cluster.
+        steps: of the optimiser.
+        seconds: by stage.
+    """
+
+    format: str
+    data: bytes = b""
+    content: str = ""
+    content_title: str = ""
+    style: str = ""
+    style_title: str = ""
+    content_distance: float | None = None
+    style_distance: float | None = None
+    engine: str = ""
+    provider: str = ""
+    model: str = ""
+    model_distance: float | None = None
+    steps: int | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Note how long a stage takes."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - began
+
+    def recipe(self) -> dict[str, str]:
+        """What is written into the picture's metadata."""
+        facts = {"Content": self.content, "Style": self.style, "Engine": self.engine, "Model": self.model}
+        return {"Software": "Lienzo"} | {key: value for key, value in facts.items() if value}
+
+
+@dataclass(frozen=True)
+class Brush:
+    """How to paint, whatever the pictures are."""
+
+    size: int
+    engine: str = "auto"
+    strength: float = 1.0
+    preserve_color: bool = False
+    steps: int = 60
+    seed: int = 0
+    format: str = "png"
+
+
+@dataclass(frozen=True)
+class Style:
+    """The style to paint in: a picture with its embedding, or a fast model by name."""
+
+    id: str
+    title: str = ""
+    data: bytes | None = None
+    embedding: Any = None
+    slug: str = ""
+
+
+def text_to_art(services: Services, request: TextToArt) -> Outcome:
+    """Answer a text-to-art request."""
+    outcome = Outcome(request.format)
+    with outcome.timed("retrieve"):
+        content_id = request.content_id
+        if content_id is None:
+            (found,) = call(services.retriever.content, title=request.title, description=request.description, k=1)
+            content_id, outcome.content_distance = found["id"], found["distance"]
+        content = call(services.retriever.picture, picture_id=content_id)
+        outcome.content, outcome.content_title = content["id"], content["title"]
+        style_id = request.style_id
+        if style_id is None:
+            (found,) = call(services.retriever.style, content_id=content_id, picture=None, k=1)
+            style_id, outcome.style_distance = found["id"], found["distance"]
+        style = named_style(services, style_id)
+        if outcome.style_distance is None and style.data is not None:
+            outcome.style_distance = call(services.retriever.distance, content_id=content_id, style_id=style_id)
+    brush = Brush(
+        request.size,
+        request.engine,
+        request.strength,
+        request.preserve_color,
+        request.steps,
+        request.seed,
+        request.format,
+    )
+    paint(services, content["data"], style, brush, outcome)
+    return outcome
+
+
+def stylize(services: Services, picture: bytes, style: Style, brush: Brush) -> Outcome:
+    """Paint an uploaded picture."""
+    outcome = Outcome(brush.format, content="upload")
+    paint(services, picture, style, brush, outcome)
+    return outcome
+
+
+def named_style(services: Services, style_id: str) -> Style:
+    """The style called ``style_id``: a fast model's slug, or a gallery picture's id.
+
+    Raises:
+        NotFound: it is neither.
+    """
+    slugs = call(services.stylizer.slugs)
+    if style_id in slugs:
+        return Style(style_id, slug=style_id)
+    try:
+        picture = call(services.retriever.picture, picture_id=style_id)
+    except NotFound as error:
+        raise NotFound(
+            f"there is no style '{style_id[:80]}': no fast style has that slug, and no gallery picture that id.",
+            hint=f"Fast styles are: {', '.join(slugs)}." if slugs else error.hint,
+            field="style",
+        ) from error
+    return Style(style_id, picture["title"], picture["data"], picture["embedding"])
+
+
+def uploaded_style(services: Services, picture: bytes) -> Style:
+    """The style of an uploaded picture."""
+    return Style("upload", data=picture, embedding=call(services.retriever.embed, picture=picture))
+
+
+def paint(services: Services, content: bytes, style: Style, brush: Brush, outcome: Outcome) -> None:
+    """Choose the engine and paint, noting everything in ``outcome``."""
+    outcome.style, outcome.style_title = style.id, style.title
+    nearest = None
+    if style.slug:
+        if brush.engine == "optimize":
+            raise InvalidInput(
+                f"'{style.slug}' is a fast style without a picture, which the optimiser cannot paint from.",
+                hint="Use engine auto or fast, or name a gallery picture as the style.",
+                field="engine",
+            )
+        outcome.model = style.slug
+    else:
+        nearest = call(services.stylizer.nearest, embedding=style.embedding)
+        if nearest is not None:
+            outcome.model, outcome.model_distance = nearest["slug"], nearest["distance"]
+    known = bool(style.slug) or (nearest is not None and nearest["inside"])
+    if brush.engine == "fast" and not outcome.model:
+        raise InvalidInput("no fast style is installed.", hint="Use engine optimize.", field="engine")
+    outcome.engine = "fast" if brush.engine == "fast" or (brush.engine == "auto" and known) else "optimize"
+    limit = settings().max_size if outcome.engine == "fast" else settings().max_optimize_size
+    if brush.size > limit:
+        raise InvalidInput(
+            f"size is {brush.size} pixels, but engine '{outcome.engine}' paints at most {limit}.",
+            hint="Ask for a smaller size, or for a style that a fast network knows.",
+            field="size",
+        )
+    with outcome.timed("paint"):
+        if outcome.engine == "fast":
+            painted = _paint_fast(services, content, brush, outcome, outcome.recipe())
+        else:
+            # A painting in the nearest known style is a better start than the bare content.
+            start = _paint_fast(services, content, brush, outcome, {}) if nearest is not None else None
+            painted = call(
+                services.optimizer.paint,
+                content=content,
+                style=style.data,
+                start=start and start["data"],
+                size=brush.size,
+                steps=brush.steps,
+                seed=brush.seed,
+                strength=brush.strength,
+                preserve_color=brush.preserve_color,
+                format=brush.format,
+                recipe=outcome.recipe(),
+            )
+            outcome.steps = painted["steps"]
+    outcome.data = painted["data"]
+    outcome.provider = painted.get("provider") or painted["device"]
+    outcome.seconds |= painted["seconds"]
+
+
+def _paint_fast(services: Services, content: bytes, brush: Brush, outcome: Outcome, recipe: dict) -> dict[str, Any]:
+    warm_start = outcome.engine == "optimize"
+    return call(
+        services.stylizer.paint,
+        picture=content,
+        slug=outcome.model,
+        size=brush.size,
+        strength=1.0 if warm_start else brush.strength,
+        preserve_color=False if warm_start else brush.preserve_color,
+        format="png" if warm_start else brush.format,
+        recipe=recipe,
+    )

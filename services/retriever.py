@@ -1,0 +1,102 @@
+"""The Retriever: words → content pictures → style pictures, and the gallery's picture files."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import bentoml
+
+from services.messages import Answer, answers
+from services.settings import settings
+from shared import weights
+from shared.devices import pick_device, pick_dtype
+from shared.encoders import Encoder
+from shared.errors import NotFound
+from shared.galleries import Picture
+from shared.images import DecodeLimits, decode, encode, thumbnail
+from shared.retrieval import Retrieval
+from shared.text_search import Match
+
+
+@bentoml.service(traffic={"timeout": 120}, threads=4)
+class Retriever:
+    """Finds pictures of one gallery."""
+
+    def __init__(self) -> None:
+        config = settings()
+        self._encoder: Encoder | None = None
+        self._limits = DecodeLimits(max_pixels=config.max_pixels, max_bytes=config.max_body_bytes)
+        self._retrieval = Retrieval.open(
+            config.gallery, self._load_encoder, index=config.gallery_index, cache=weights.cache_dir()
+        )
+
+    def __is_ready__(self) -> bool:
+        return all(picture.path.exists() for picture in self._retrieval.gallery.pictures[:1])
+
+    @bentoml.api
+    def about(self) -> dict[str, Any]:
+        """Name and size of the gallery."""
+        gallery = self._retrieval.gallery
+        return {
+            "ok": {"name": gallery.name, "pictures": len(gallery.pictures), "indexed": len(self._retrieval.index.ids)}
+        }
+
+    @bentoml.api
+    @answers
+    def content(self, title: str, description: str, k: int) -> Answer:
+        """Pictures that fit the words, the nearest first."""
+        return [_match(match) for match in self._retrieval.content(title, description, k)]
+
+    @bentoml.api
+    @answers
+    def style(self, content_id: str | None = None, picture: bytes | None = None, k: int = 5) -> Answer:
+        """Pictures whose style is near that of a gallery picture or of an uploaded one, the nearest first."""
+        if content_id is not None:
+            matches = self._retrieval.style_of(content_id, k)
+        else:
+            matches = self._retrieval.style_like(decode(picture, limits=self._limits), k)
+        return [_match(match) for match in matches]
+
+    @bentoml.api
+    @answers
+    def picture(self, picture_id: str) -> Answer:
+        """A gallery picture: its record, its file's bytes, its style embedding."""
+        record = self._retrieval.picture(picture_id)
+        try:
+            data = record.path.read_bytes()
+        except OSError as error:
+            raise NotFound(f"the file of picture '{record.id}' is gone.", hint="Choose another picture.") from error
+        return {**_record(record), "data": data, "embedding": self._retrieval.index.embedding(record.id)}
+
+    @bentoml.api
+    @answers
+    def thumbnail(self, picture_id: str, size: int) -> Answer:
+        """A gallery picture as a JPEG whose longer side is at most ``size`` pixels."""
+        record = self._retrieval.picture(picture_id)
+        return encode(thumbnail(decode(record.path), size), "jpeg", quality=85)
+
+    @bentoml.api
+    @answers
+    def embed(self, picture: bytes) -> Answer:
+        """The style embedding of an uploaded picture."""
+        return self._retrieval.embed(decode(picture, limits=self._limits))
+
+    @bentoml.api
+    @answers
+    def distance(self, content_id: str, style_id: str) -> Answer:
+        """How far apart the styles of two gallery pictures are."""
+        return self._retrieval.distance(content_id, style_id)
+
+    def _load_encoder(self) -> Encoder:
+        if self._encoder is None:
+            device = pick_device(settings().device)
+            self._encoder = Encoder(weights.load("vgg19"), dtype=pick_dtype("auto", device), device=device)
+        return self._encoder
+
+
+def _match(match: Match) -> dict[str, Any]:
+    return {**_record(match.picture), "distance": round(match.distance, 6)}
+
+
+def _record(picture: Picture) -> dict[str, Any]:
+    return {"id": picture.id, "title": picture.title, "artist": picture.artist, "date": picture.date}

