@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import re
 from collections.abc import Callable, Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import quote
 
+import bentoml
 from fastapi import Depends, FastAPI, File, Form, Query, Request, Response, UploadFile
 from fastapi import Path as PathParameter
 from fastapi.exceptions import RequestValidationError
@@ -18,10 +20,11 @@ from pydantic import ValidationError
 from starlette.datastructures import UploadFile as Upload
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartParser
+from starlette.routing import Match, Route
 from starlette.staticfiles import StaticFiles
 
 from services import http_errors, pipeline
-from services.limits import BodyLimit, SecurityHeaders
+from services.limits import CONTENT_SECURITY_POLICY, BodyLimit, SecurityHeaders
 from services.messages import call
 from services.pipeline import Brush, Outcome, Services, Style
 from services.schemas import (
@@ -41,12 +44,16 @@ from services.schemas import (
     TextToArt,
 )
 from services.settings import settings
+from shared import __version__
 from shared.errors import InvalidInput
 from shared.fast_models import Card
 from shared.images import FORMATS
 
 WEB = Path(__file__).parent / "web"
+# The documentation's scripts come from BentoML's own package: the page asks nobody else for anything.
+SWAGGER = Path(bentoml.__file__).parent / "_internal" / "server" / "static_content"
 MAX_THUMBNAIL = 1024
+_METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 
 _REFUSALS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorAnswer, "description": description}
@@ -72,6 +79,13 @@ _STYLE_QUERY_FORM = {
 }
 
 
+def _services(request: Request) -> Services:
+    return request.app.state.services()
+
+
+Gateway = Annotated[Any, Depends(_services)]
+
+
 def create_app(services: Callable[[], Services]) -> FastAPI:
     """The application.
 
@@ -83,7 +97,7 @@ def create_app(services: Callable[[], Services]) -> FastAPI:
     MultiPartParser.spool_max_size = config.max_body_bytes + 1
     app = FastAPI(
         title="Lienzo",
-        version=version("lienzo"),
+        version=__version__,
         summary="Words in, a painting out.",
         docs_url=None,
         redoc_url=None,
@@ -92,7 +106,7 @@ def create_app(services: Callable[[], Services]) -> FastAPI:
     app.add_middleware(BodyLimit, most=config.max_body_bytes)
     app.add_middleware(SecurityHeaders)
     http_errors.install(app)
-    Gateway = Annotated[Any, Depends(services)]
+    app.state.services = services
 
     @app.post("/v1/text_to_art", tags=["painting"], response_class=Response, responses=_pictures())
     def text_to_art(request: TextToArt, gateway: Gateway) -> Response:
@@ -190,7 +204,9 @@ def create_app(services: Callable[[], Services]) -> FastAPI:
             data = call(gateway.retriever.thumbnail, picture_id=id, size=size)
         etag = f'"{hashlib.sha256(data).hexdigest()[:32]}"'
         headers = {"ETag": etag, "Cache-Control": "public, max-age=86400"}
-        if etag in (tag.strip() for tag in request.headers.get("if-none-match", "").split(",")):
+        # Proxies that compress make an ETag weak.
+        known = (tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(","))
+        if etag in known:
             return Response(status_code=304, headers=headers)
         return Response(data, media_type=_media_type(data), headers=headers)
 
@@ -213,20 +229,33 @@ def create_app(services: Callable[[], Services]) -> FastAPI:
 
     @app.get("/docs", include_in_schema=False)
     def docs() -> HTMLResponse:
-        # The scripts come from BentoML's own package: the page asks nobody else for anything.
-        return get_swagger_ui_html(
+        page = get_swagger_ui_html(
             openapi_url="/openapi.json",
             title="Lienzo",
-            swagger_js_url="/static_content/swagger-ui-bundle.js",
-            swagger_css_url="/static_content/swagger-ui.css",
+            swagger_js_url="/swagger/swagger-ui-bundle.js",
+            swagger_css_url="/swagger/swagger-ui.css",
             swagger_favicon_url="/web/icon.svg",
         )
+        # Swagger UI starts from a script in the page, which the policy for all pages forbids.
+        starter = re.search(rb"<script>(.*?)</script>", page.body, re.DOTALL)[1]
+        digest = base64.b64encode(hashlib.sha256(starter).digest()).decode()
+        page.headers["Content-Security-Policy"] = (
+            f"{CONTENT_SECURITY_POLICY}; script-src 'self' 'sha256-{digest}'; style-src 'self' 'unsafe-inline'"
+        )
+        return page
 
     app.mount("/web", StaticFiles(directory=WEB), name="web")
+    app.mount("/swagger", StaticFiles(directory=SWAGGER), name="swagger")
 
-    @app.api_route("/v1/{path:path}", methods=["GET", "POST", "PUT", "PATCH", "DELETE"], include_in_schema=False)
-    def nowhere(path: str) -> None:
-        raise HTTPException(404, f"there is no /v1/{path[:80]} with this method")
+    @app.api_route("/{path:path}", methods=_METHODS, include_in_schema=False)
+    def nowhere(request: Request, path: str) -> None:
+        # This route takes what no other does, and so hides that another takes the path with another method.
+        others = (r for r in app.routes if isinstance(r, Route) and r.matches(request.scope)[0] is Match.PARTIAL)
+        if allowed := sorted({method for route in others for method in route.methods or ()}):
+            raise HTTPException(
+                405, f"/{path[:80]} takes {', '.join(allowed)}, not {request.method}", {"Allow": ", ".join(allowed)}
+            )
+        raise HTTPException(404, f"there is no /{path[:80]}")
 
     return app
 
@@ -238,7 +267,7 @@ async def _style_query(request: Request) -> tuple[StyleQuery, bytes | None]:
     if kind == "application/json":
         try:
             values = await request.json()
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:  # the latter where arrays or objects are nested very deeply
             raise HTTPException(400, "the body is not valid JSON") from error
     elif kind in ("multipart/form-data", "application/x-www-form-urlencoded"):
         form = await request.form(max_files=1, max_fields=4)

@@ -51,7 +51,7 @@ def install(app: FastAPI) -> None:
         return error_response(status_of(error), error.code, error.message, error.hint, error.field)
 
     @app.exception_handler(RequestValidationError)
-    def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+    def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
         where = [str(part) for part in first["loc"] if part not in ("body", "query", "path")]
         field = ".".join(where) or None
@@ -60,6 +60,16 @@ def install(app: FastAPI) -> None:
             return error_response(
                 HTTPStatus.BAD_REQUEST, "invalid_json", "the body is not valid JSON.", "Send a JSON object."
             )
+        if isinstance(error.body, bytes):  # FastAPI parses nothing but JSON
+            kind = request.headers.get("content-type", "")[:80]
+            return error_response(
+                HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+                "unsupported_media_type",
+                f"the body is '{kind}', expected application/json.",
+                "Send a JSON object, with the header Content-Type: application/json.",
+            )
+        if first["type"] in ("missing", "model_attributes_type", "model_type") and field is None:
+            message = "the body is empty or no JSON object"
         return error_response(
             HTTPStatus.UNPROCESSABLE_ENTITY,
             "invalid_input",
@@ -72,7 +82,10 @@ def install(app: FastAPI) -> None:
     def http_error(_: Request, error: HTTPException) -> JSONResponse:
         name = HTTPStatus(error.status_code).phrase.lower()
         response = error_response(
-            error.status_code, name.replace(" ", "_"), f"{error.detail}.", "The document at /docs lists the endpoints."
+            error.status_code,
+            name.replace(" ", "_"),
+            f"{str(error.detail).rstrip('.')}.",
+            "The document at /docs lists the endpoints.",
         )
         response.headers.update(error.headers or {})
         return response

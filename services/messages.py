@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+import aiohttp
 from bentoml.exceptions import BentoMLException
 
 from shared import errors
@@ -69,7 +70,8 @@ def call(method: Callable[..., Answer], **arguments: Any) -> Any:
             raise Busy("too many paintings are being optimised.", hint="Try again in a minute.") from error
         log.exception("a service failed")
         raise Unreachable("a part of the service failed.", hint="Try again; the server's log says more.") from error
-    except OSError as error:
+    except (aiohttp.ClientError, TimeoutError) as error:  # BentoML hands on what its HTTP client raises
+        log.error("a service does not answer: %r", error)
         raise Unreachable("a part of the service does not answer.", hint="Try again in a few seconds.") from error
     if "error" in answer:
         fields = dict(answer["error"])

@@ -7,7 +7,7 @@ import bentoml
 from services.messages import Answer, answers
 from services.settings import settings
 from shared import weights
-from shared.devices import pick_device, pick_dtype
+from shared.devices import keep_freed_memory, pick_device, pick_dtype
 from shared.encoders import Encoder
 from shared.images import DecodeLimits
 from shared.optimized_painting import paint_optimized
@@ -28,6 +28,7 @@ class Optimizer:
     """Paints by optimising pixels, one picture at a time."""
 
     def __init__(self) -> None:
+        keep_freed_memory()
         self._limits = DecodeLimits(max_pixels=_CONFIG.max_pixels, max_bytes=_CONFIG.max_body_bytes)
         device = pick_device(_CONFIG.device)
         self._encoder = Encoder(weights.load("vgg19"), dtype=pick_dtype("auto", device), device=device)

@@ -6,9 +6,10 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from shared.errors import InvalidInput
 from shared.fast_models import SHIPPED
 
 
@@ -55,5 +56,16 @@ class Settings(BaseSettings):
 
 @cache
 def settings() -> Settings:
-    """The settings of this process, read once."""
-    return Settings()
+    """The settings of this process, read once.
+
+    Raises:
+        InvalidInput: a variable is out of its limits.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = f"LIENZO_{str(first['loc'][0]).upper()}"
+        raise InvalidInput(
+            f"the environment variable {name} is {first['input']!r}: {first['msg']}.", field=name
+        ) from error

@@ -7,6 +7,9 @@ three in its own hands. Between the services BentoML's own calls are used.
 
 from __future__ import annotations
 
+import tomllib
+from pathlib import Path
+
 import bentoml
 
 from services.http import create_app
@@ -21,10 +24,18 @@ def _current() -> TextToArt:
     return _gateway[0]
 
 
+def _image() -> bentoml.images.Image:
+    """What a bento's container installs: the project's own dependencies, said once, in pyproject.toml."""
+    image, project = bentoml.images.Image(python_version="3.11"), Path(__file__).parents[1] / "pyproject.toml"
+    if not project.is_file():  # installed, not run from the project's folder: no bento is built from there
+        return image
+    return image.python_packages(*tomllib.loads(project.read_text())["project"]["dependencies"])
+
+
 app = create_app(_current)
 
 
-@bentoml.service(traffic={"timeout": 900})
+@bentoml.service(traffic={"timeout": 900}, image=_image())
 @bentoml.asgi_app(app, path="/")
 class TextToArt:
     """Text to art over the Retriever, the Stylizer and the Optimizer."""

@@ -63,6 +63,6 @@ def keep_freed_memory() -> None:
         libc = ctypes.CDLL("libc.so.6")
     except OSError:
         return
-    trim_threshold, top_pad, mmap_max = -1, -2, -4  # M_* of malloc.h
-    for option, value in ((mmap_max, 0), (trim_threshold, 2**31 - 1), (top_pad, 256 * 2**20)):
+    trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of malloc.h
+    for option, value in ((mmap_max, 0), (trim_threshold, 2**31 - 1)):
         libc.mallopt(option, value)

@@ -123,7 +123,8 @@ class Encoder(nn.Module):
         if min(pictures.shape[-2:]) < smallest:
             height, width = pictures.shape[-2:]
             raise InvalidInput(
-                f"a picture of {width}×{height} pixels is too small for layer {deepest}, which needs {smallest}×{smallest}.",
+                f"a picture of {width}×{height} pixels is too small for layer {deepest}, "
+                f"which needs {smallest}×{smallest}.",
                 hint="Use a larger size, or shallower layers.",
                 field="size",
             )

@@ -24,6 +24,8 @@ MODEL_FILE = "model.onnx"
 CARD_FILE = "card.json"
 SHIPPED = Path(__file__).parent / "assets" / "models"
 SLUG = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
+LONGEST_SLUG = 64
+LONGEST_NAME = 120
 
 
 class _CardPart(BaseModel):
@@ -37,7 +39,7 @@ class StylePicture(_CardPart):
     artist: str = ""
     date: str = ""
     source: str = ""
-    sha256: str = Field(pattern=r"[0-9a-f]{64}", description="of the picture's file")
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="of the picture's file")
 
 
 class ClusterCard(_CardPart):
@@ -84,8 +86,8 @@ class Card(_CardPart):
     """``card.json``: what a fast model is, where it comes from and how good it is."""
 
     format: Literal[1] = 1
-    slug: str = Field(pattern=rf"^{SLUG.pattern}$", max_length=64)
-    name: str = Field(min_length=1, max_length=120)
+    slug: str = Field(pattern=rf"^{SLUG.pattern}$", max_length=LONGEST_SLUG)
+    name: str = Field(min_length=1, max_length=LONGEST_NAME)
     styles: tuple[StylePicture, ...]
     cluster: ClusterCard | None = None
     width: str
@@ -101,7 +103,7 @@ class Card(_CardPart):
     min_side: int
     opset: int
     parity: ParityCard
-    sha256: str = Field(pattern=r"[0-9a-f]{64}", description="of model.onnx")
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="of model.onnx")
     licence: str = ""
 
 
@@ -245,4 +247,4 @@ class ServingModel:
 
 def cosine_distance(a: np.ndarray, b: np.ndarray) -> float:
     """1 − cos of the angle between two vectors: 0 for one direction, 2 for opposite ones."""
-    return float(1 - a @ b / max(float(np.linalg.norm(a) * np.linalg.norm(b)), 1e-12))
+    return float(np.clip(1 - a @ b / max(float(np.linalg.norm(a) * np.linalg.norm(b)), 1e-12), 0, 2))

@@ -68,7 +68,7 @@ class GalleryIndex:
             except (InvalidInput, OSError) as error:
                 issues.append(f"{picture.id}: {error}")
                 log.warning("left out of the index: %s: %s", picture.id, error)
-            if on_picture:
+            if on_picture is not None:
                 on_picture(done, len(gallery.pictures))
         if not ids:
             raise GalleryError(f"none of the {len(issues)} pictures of gallery '{gallery.name}' can be read.")
@@ -98,7 +98,9 @@ class GalleryIndex:
                 metadata = file.metadata() or {}
                 embeddings = file.get_tensor("embeddings")
             ids = tuple(json.loads(metadata["ids"]))
-        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            if len(ids) != len(embeddings):
+                raise ValueError(f"{len(ids)} ids for {len(embeddings)} embeddings")
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise GalleryError(f"the gallery index '{path}' cannot be read: {error}.", hint=hint) from error
         for what, found, expected in (
             ("format", metadata.get("format"), FORMAT),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import os
 from pathlib import Path
@@ -33,8 +35,11 @@ def open_session(path: Path, *, device: str = "auto", threads: int | None = None
             hint="Install onnxruntime-gpu, or use device 'cpu'.",
         )
     if wanted == _PROVIDERS["cuda"]:
-        # Finds cuDNN and CUDA among the installed Python packages where the system has none.
-        onnxruntime.preload_dlls()
+        # Finds cuDNN and CUDA among the installed Python packages where the system has none. It prints what it misses.
+        with contextlib.redirect_stdout(io.StringIO()) as said:
+            onnxruntime.preload_dlls()
+        if said.getvalue():
+            log.warning("%s", said.getvalue().strip())
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or available_cpus()
     options.log_severity_level = 3

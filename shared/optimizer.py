@@ -130,10 +130,12 @@ def optimize(
     settings = settings or OptimizerSettings()
     for name, picture in (("content", content), ("style", style)):
         _check_picture(name, picture)
-    if start is not None and start.shape != content.shape:
-        raise InvalidInput(
-            f"start is {tuple(start.shape)}, expected the content's shape {tuple(content.shape)}.", field="start"
-        )
+    if start is not None:
+        if start.shape != content.shape:
+            raise InvalidInput(
+                f"start is {tuple(start.shape)}, expected the content's shape {tuple(content.shape)}.", field="start"
+            )
+        _check_picture("start", start)
     content, style = content.to(encoder.device), style.to(encoder.device)
     loss = PerceptualLoss(encoder, settings.loss)
     picture = _starting_picture(settings, content, style) if start is None else start.to(encoder.device)
@@ -151,17 +153,15 @@ def optimize(
             done += 1
             last = Iteration(done, settings.steps, *size, time.monotonic() - began, terms, pixels)
             # Reading the loss waits for the device, so it is checked now and then only.
-            if (done % 25 == 0 or done == settings.steps) and not math.isfinite(last.losses["total"]):
-                raise OptimizationFailed(
-                    f"the loss is not a number after {done} steps ({last.losses}).",
-                    hint="Lower the learning rate or the style weight, or use precision float32.",
-                )
-            if on_iteration and on_iteration(last) is False:
+            if done % 25 == 0:
+                _check_loss(last)
+            if on_iteration is not None and on_iteration(last) is False:
                 stopped = True
                 break
         picture = pixels.detach().clamp(0, 1)
         if stopped:
             break
+    _check_loss(last)
     if picture.shape != content.shape:
         picture = _resize(picture, content.shape[-2:]).clamp(0, 1)
     return Painting(picture, last.losses, done, time.monotonic() - began, stopped)
@@ -179,6 +179,14 @@ def _check_picture(name: str, picture: Tensor) -> None:
         )
     if not torch.isfinite(picture).all():
         raise InvalidInput(f"{name} has values that are not numbers.", field=name)
+
+
+def _check_loss(iteration: Iteration) -> None:
+    if not math.isfinite(iteration.losses["total"]):
+        raise OptimizationFailed(
+            f"the loss is not a number after {iteration.step} steps ({iteration.losses}).",
+            hint="Lower the learning rate or the style weight, or use precision float32.",
+        )
 
 
 def _starting_picture(settings: OptimizerSettings, content: Tensor, style: Tensor) -> Tensor:
@@ -199,8 +207,6 @@ def _schedule(settings: OptimizerSettings, size: tuple[int, int]) -> list[tuple[
     ratios = [2 ** (-(settings.scales - 1 - i) / 2) for i in range(settings.scales)]
     sizes = [(round(height * r), round(width * r)) for r in ratios]
     sizes = [s for s in sizes if min(s) >= SMALLEST_SIDE * 2] or [(height, width)]
-    if sizes[-1] != (height, width):
-        sizes.append((height, width))
     sizes = sizes[-settings.steps :]
     each, rest = divmod(settings.steps, len(sizes))
     # What does not divide goes to the cheapest scale.

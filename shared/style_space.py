@@ -97,6 +97,7 @@ class StyleSpace:
 
     def save(self, path: Path) -> None:
         """Write the space as safetensors."""
+        path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, save({"mean": self.mean, "basis": self.basis}, {"fitted_on": self.fitted_on}))
 
     @classmethod

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from shared.console import console, explain_errors
+from shared.console import bar, console, explain_errors
 from shared.errors import InvalidInput
 from shared.perceptual_loss import LossSettings
 
@@ -159,6 +159,33 @@ def index(
 
     built = build_index(gallery, output)
     console.print(f"{output}: {len(built.ids)} pictures")
+
+
+@app.command()
+@explain_errors
+def sheet(
+    picture: Annotated[list[str], typer.Option(help="Id of a gallery picture to paint; repeatable.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the sheet, a .jpg or .png file.")],
+    gallery: Annotated[str, typer.Option(help="'met' or a folder.")] = "met",
+    models: Annotated[list[Path] | None, typer.Option(help="Folders of models; the shipped ones if left out.")] = None,
+    size: Annotated[int, typer.Option(help="Longer side of each picture in pixels.", min=64, max=1024)] = 256,
+) -> None:
+    """Paint some gallery pictures in every fast style, on one contact sheet."""
+    from shared.fast_models import SHIPPED, ModelLibrary
+    from shared.files import write_atomically
+    from shared.galleries import open_gallery
+    from shared.images import encode
+    from training.contact_sheet import paint_sheet
+
+    format = {".jpg": "jpeg", ".jpeg": "jpeg", ".png": "png"}.get(output.suffix.lower())
+    if format is None:
+        raise InvalidInput(f"'{output}' ends in no picture format.", hint="End it in .jpg or .png.", field="output")
+    opened, library = open_gallery(gallery), ModelLibrary(models or (SHIPPED,))
+    pictures = [opened.by_id(id) for id in picture]
+    with bar("painting", len(pictures) * len(library)) as update:
+        painted = paint_sheet(pictures, list(library.models.values()), size=size, on_painting=update)
+    write_atomically(output, encode(painted, format, quality=88))
+    console.print(f"{output}: {len(pictures)} pictures in {len(library)} styles")
 
 
 def parse_duration(text: str) -> float:

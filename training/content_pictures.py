@@ -24,12 +24,22 @@ SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 def list_pictures(folder: Path) -> tuple[Path, ...]:
     """Every picture file below ``folder`` (COCO's and WikiArt's layouts alike), sorted by name.
 
+    Hidden files and folders are left out: a training below this very folder keeps its sample sheets in one.
+
     Raises:
         InvalidInput: the folder does not exist or has no picture.
     """
     if not folder.is_dir():
         raise InvalidInput(f"'{folder}' is not a folder.", hint="Name a folder of pictures.", field="content")
-    paths = tuple(sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file()))
+    paths = tuple(
+        sorted(
+            path
+            for path in folder.rglob("*")
+            if path.suffix.lower() in SUFFIXES
+            and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+            and path.is_file()
+        )
+    )
     if not paths:
         raise InvalidInput(
             f"'{folder}' has no picture in it or below it.",

@@ -136,7 +136,7 @@ def export_model(network: TransformNetwork, folder: Path, card_fields: Mapping[s
             folder.rename(replaced)
         try:
             staged.rename(folder)
-        except OSError:
+        except BaseException:
             if replaced.exists():
                 replaced.rename(folder)
             raise

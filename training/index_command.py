@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -23,19 +24,23 @@ log = logging.getLogger(__name__)
 def fit_space(galleries: list[str], output: Path, *, dimensions: int, whitening: float) -> StyleSpace:
     """Fit a style space on all pictures of ``galleries`` and write it to ``output``."""
     opened = [open_gallery(spec) for spec in galleries]
-    pictures = [picture for gallery in opened for picture in gallery.pictures]
-    if len(pictures) < 2:
-        raise InvalidInput(f"{len(pictures)} picture is too few to fit a style space on.", field="gallery")
+    pictures = [(gallery.name, picture) for gallery in opened for picture in gallery.pictures]
     encoder = vgg19_encoder()
-    rows = []
+    rows, used = [], Counter()
     with bar("reading styles", len(pictures)) as update:
-        for done, picture in enumerate(pictures, start=1):
+        for done, (name, picture) in enumerate(pictures, start=1):
             try:
                 rows.append(style_statistics(encoder, decode(picture.path)))
+                used[name] += 1
             except (InvalidInput, OSError) as error:
                 log.warning("skipping %s: %s", picture.path, error)
             update(done)
-    fitted_on = ", ".join(f"{gallery.name} ({len(gallery.pictures)})" for gallery in opened)
+    if len(rows) < 2:
+        raise InvalidInput(
+            f"{len(rows)} of {len(pictures)} pictures could be read, but a style space is fitted on at least 2.",
+            field="gallery",
+        )
+    fitted_on = ", ".join(f"{name} ({count})" for name, count in used.items())
     fitted = StyleSpace.fit(np.stack(rows), dimensions=dimensions, whitening=whitening, fitted_on=fitted_on)
     fitted.save(output)
     return fitted

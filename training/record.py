@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
@@ -14,7 +15,7 @@ from shared.files import write_atomically
 from shared.images import encode, to_picture
 from training.style_trainer import TrainingStep
 
-_TERMS = ("content", "style", "tv", "total")
+_TERMS = ("content", "style", "tv", "total", "grid")
 
 
 class TrainingRecord:
@@ -46,19 +47,14 @@ class TrainingRecord:
 
     def plot(self, history: list[dict[str, float]]) -> Path:
         """Validation losses over steps, as ``losses.png``."""
-        import matplotlib
-
-        matplotlib.use("Agg")
-        from matplotlib import pyplot
-
-        figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
+        figure = Figure(figsize=(7, 4), layout="constrained")
+        axes = figure.subplots()
         for term in ("content", "style", "total"):
             axes.plot([row["step"] for row in history], [row[term] for row in history], label=term)
         axes.set(xlabel="step", ylabel="loss on held-out pictures", yscale="log")
         axes.legend()
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=120)
-        pyplot.close(figure)
         path = self.run / "losses.png"
         write_atomically(path, buffer.getvalue())
         return path

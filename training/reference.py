@@ -52,7 +52,7 @@ def compare_with_reference(
         def record(iteration: Iteration, done: int = i * steps, measure: Callable[[Tensor], float] = total) -> None:
             if iteration.step in optimizer_totals:
                 optimizer_totals[iteration.step].append(measure(iteration.picture()))
-            if on_step:
+            if on_step is not None:
                 on_step(done + iteration.step, len(contents) * steps)
 
         with torch.no_grad():

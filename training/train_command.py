@@ -14,7 +14,7 @@ from torch import Tensor
 
 from shared import fast_models, galleries, weights
 from shared.console import bar, stages
-from shared.devices import pick_device, pick_dtype
+from shared.devices import keep_freed_memory, pick_device, pick_dtype
 from shared.encoders import Encoder
 from shared.errors import InvalidInput
 from shared.fast_models import Card, ClusterCard, ParityCard, StylePicture
@@ -64,13 +64,11 @@ class StyleJob:
 
 def run_style_job(job: StyleJob) -> Card:
     """Train, compare with the reference, export."""
-    if not fast_models.SLUG.fullmatch(job.slug):
-        raise InvalidInput(
-            f"'{job.slug}' is no slug.", hint="Use lower-case letters, digits and single hyphens.", field="name"
-        )
+    keep_freed_memory()
+    _check_names(job)
     if not 0 <= job.reference_pairs <= HELD_OUT:
         raise InvalidInput(f"reference_pairs is {job.reference_pairs}, expected 0 to {HELD_OUT}.")
-    settings = TrainingSettings(**job.settings)
+    settings, device = TrainingSettings(**job.settings), pick_device(job.device)
     style_paths = list_pictures(job.style) if job.style.is_dir() else (job.style,)
     styles = [to_tensor(resize(decode(path), settings.style_size)) for path in style_paths]
     content_paths = list_pictures(job.content)
@@ -110,7 +108,6 @@ def run_style_job(job: StyleJob) -> Card:
         )
         record.plot(result.history)
 
-    device = pick_device(job.device)
     reference = None
     if job.reference_pairs:
         with bar("comparing with the reference", job.reference_pairs * REFERENCE_STEPS) as update:
@@ -130,7 +127,7 @@ def run_style_job(job: StyleJob) -> Card:
         result.network,
         job.output / job.slug,
         {
-            "name": job.title or pictures[0].title,
+            "name": job.title or pictures[0].title[: fast_models.LONGEST_NAME],
             "styles": pictures,
             "cluster": _cluster(job.slug, style_paths, vgg19),
             "training": {
@@ -164,6 +161,20 @@ def export_checkpoint(run: Path, output: Path) -> ParityCard:
     finally:
         temporary.unlink(missing_ok=True)
     return parity
+
+
+def _check_names(job: StyleJob) -> None:
+    """What the card will demand, before the training rather than after it."""
+    if not fast_models.SLUG.fullmatch(job.slug) or len(job.slug) > fast_models.LONGEST_SLUG:
+        raise InvalidInput(
+            f"'{job.slug}' is no slug.",
+            hint=f"Use up to {fast_models.LONGEST_SLUG} lower-case letters, digits and single hyphens.",
+            field="name",
+        )
+    if len(job.title) > fast_models.LONGEST_NAME:
+        raise InvalidInput(
+            f"the title has {len(job.title)} characters, expected at most {fast_models.LONGEST_NAME}.", field="title"
+        )
 
 
 def _initial_state(job: StyleJob) -> dict[str, Tensor]:
