@@ -42,6 +42,9 @@ class BodyLimit:
         while more:
             message = await receive()
             if message["type"] == "http.disconnect":
+                # Nobody hears this; but without an answer BentoML would wait for one until its timeout.
+                response = error_response(HTTPStatus.BAD_REQUEST, "bad_request", "the body ended early.")
+                await response(scope, receive, send)
                 return
             body += message.get("body", b"")
             more = message.get("more_body", False)

@@ -21,6 +21,10 @@ log = logging.getLogger(__name__)
 
 Answer = dict[str, Any]
 
+# By default BentoML closes its client to a service after 100 calls or five minutes, and with it the connections of
+# calls that are still being answered: a painting would end in an error because somebody else asked for something.
+CONNECTION = {"max_requests": 2**31, "max_age": 1e9}
+
 
 class Busy(LienzoError):
     """The service has as much to do as it may."""

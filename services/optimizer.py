@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bentoml
 
-from services.messages import Answer, answers
+from services.messages import CONNECTION, Answer, answers
 from services.settings import settings
 from shared import weights
 from shared.devices import keep_freed_memory, pick_device, pick_dtype
@@ -18,10 +18,8 @@ _CONFIG = settings()
 
 # One optimisation at a time fills the device; what waits counts towards max_concurrency, and more is refused.
 @bentoml.service(
-    traffic={
-        "timeout": 60 + _CONFIG.optimize_seconds * _CONFIG.optimize_queue,
-        "max_concurrency": _CONFIG.optimize_queue,
-    },
+    traffic={"timeout": _CONFIG.optimize_timeout, "max_concurrency": _CONFIG.optimize_queue},
+    runner_connection=CONNECTION,
     threads=1,
 )
 class Optimizer:

@@ -13,6 +13,11 @@ from services.schemas import TextToArt
 from services.settings import settings
 from shared.errors import InvalidInput, NotFound
 
+WARM_START_DISTANCE = 0.8
+"""Cosine distance between a style and the nearest network's cluster up to which the optimiser starts from the network's
+painting. A painting in a foreign style is a worse start than the bare content: from 0.93 away, 60 steps at 256 pixels end
+at a total loss of 1.78 instead of 1.62."""
+
 
 class Services(Protocol):
     """The services that the pipeline calls, in this process or in others."""
@@ -185,8 +190,9 @@ def paint(services: Services, content: bytes, style: Style, brush: Brush, outcom
         if outcome.engine == "fast":
             painted = _paint_fast(services, content, brush, outcome, outcome.recipe())
         else:
-            # A painting in the nearest known style is a better start than the bare content.
-            start = _paint_fast(services, content, brush, outcome, {}) if nearest is not None else None
+            start = None
+            if nearest is not None and nearest["distance"] <= WARM_START_DISTANCE:
+                start = _paint_fast(services, content, brush, outcome, {})
             painted = call(
                 services.optimizer.paint,
                 content=content,

@@ -6,7 +6,7 @@ from typing import Any
 
 import bentoml
 
-from services.messages import Answer, answers
+from services.messages import CONNECTION, Answer, answers
 from services.settings import settings
 from shared import weights
 from shared.devices import pick_device, pick_dtype
@@ -18,7 +18,7 @@ from shared.retrieval import Retrieval
 from shared.text_search import Match
 
 
-@bentoml.service(traffic={"timeout": 120}, threads=4)
+@bentoml.service(traffic={"timeout": 120}, runner_connection=CONNECTION, threads=4)
 class Retriever:
     """Finds pictures of one gallery."""
 

@@ -49,6 +49,11 @@ class Settings(BaseSettings):
         return tuple(part for part in value.split(os.pathsep) if part) if isinstance(value, str) else value
 
     @property
+    def optimize_timeout(self) -> float:
+        """Seconds that an optimisation may take together with those that it waits for."""
+        return 60 + self.optimize_seconds * self.optimize_queue
+
+    @property
     def model_folders(self) -> tuple[Path, ...]:
         """The shipped models first, so that an added folder may replace one by its slug."""
         return (SHIPPED, *self.models)

@@ -7,14 +7,14 @@ from typing import Any
 import bentoml
 import numpy as np
 
-from services.messages import Answer, answers
+from services.messages import CONNECTION, Answer, answers
 from services.settings import settings
 from shared.fast_models import FastModel, ModelLibrary
 from shared.fast_painting import paint_fast
 from shared.images import DecodeLimits
 
 
-@bentoml.service(traffic={"timeout": 120}, threads=4)
+@bentoml.service(traffic={"timeout": 120}, runner_connection=CONNECTION, threads=4)
 class Stylizer:
     """Paints with the fast models found in the shipped folder and those of ``LIENZO_MODELS``."""
 

@@ -15,6 +15,7 @@ import bentoml
 from services.http import create_app
 from services.optimizer import Optimizer
 from services.retriever import Retriever
+from services.settings import settings
 from services.stylizer import Stylizer
 
 _gateway: list[TextToArt] = []
@@ -35,7 +36,7 @@ def _image() -> bentoml.images.Image:
 app = create_app(_current)
 
 
-@bentoml.service(traffic={"timeout": 900}, image=_image())
+@bentoml.service(traffic={"timeout": settings().optimize_timeout + 120}, image=_image())
 @bentoml.asgi_app(app, path="/")
 class TextToArt:
     """Text to art over the Retriever, the Stylizer and the Optimizer."""

@@ -129,7 +129,8 @@ class GalleryIndex:
         """
         if not 1 <= k <= MAX_K:
             raise InvalidInput(f"k is {k}, expected 1 to {MAX_K}.", field="k")
-        distances = 1 - self.embeddings @ embedding
+        # Row by row: a matrix product rounds equal rows differently, and their order would be chance.
+        distances = 1 - (self.embeddings * embedding).sum(axis=1)
         order = np.argsort(distances, kind="stable")
         found = ((self.ids[i], max(0.0, float(distances[i]))) for i in order if self.ids[i] != exclude)
         return [pair for pair, _ in zip(found, range(k), strict=False)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import io
 import json
@@ -80,6 +81,14 @@ def refused(answer: httpx.Response, status: int, code: str, *, field: str | None
     assert error["hint"]
     assert "Traceback" not in answer.text and "services/" not in answer.text
     return error
+
+
+def raw(server_url: str, request: bytes, *, wait: bool = True) -> bytes:
+    """What the server answers to these bytes: a client would tidy an address, or refuse to send it."""
+    host, port = server_url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        connection.sendall(request)
+        return b"".join(iter(lambda: connection.recv(65536), b"")) if wait else b""
 
 
 def stylize(client, image: bytes, *, style_image: bytes | None = None, path="/v1/stylize", **fields) -> httpx.Response:
@@ -599,10 +608,8 @@ def test_a_body_over_the_limit_is_refused_before_it_is_read_whole(client):
 
 
 def test_a_body_shorter_than_it_says_harms_nobody(client, server_url):
-    host, port = server_url.removeprefix("http://").split(":")
-    for path in ("/v1/text_to_art", "/v1/stylize"):
-        with socket.create_connection((host, int(port)), timeout=10) as connection:
-            connection.sendall(f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 500\r\n\r\n{{".encode())
+    for path in ("/v1/text_to_art", "/v1/stylize", "/nowhere"):
+        raw(server_url, f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 500\r\n\r\n{{".encode(), wait=False)
     assert client.get("/readyz").status_code == 200
 
 
@@ -626,22 +633,22 @@ def test_a_body_shorter_than_it_says_harms_nobody(client, server_url):
     ],
 )
 def test_no_path_leads_out(client, server_url, path):
-    # Over a bare socket: a client would tidy the path.
-    host, port = server_url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=10) as connection:
-        connection.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
-        answer = b"".join(iter(lambda: connection.recv(65536), b""))
+    answer = raw(server_url, f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
     head, _, body = answer.partition(b"\r\n\r\n")
     assert re.match(rb"HTTP/1\.1 4(04|22) ", head), head
     assert b"\r\nX-Evil" not in head and b"root:" not in body
-    assert set(json.loads(body)["error"]) == {"code", "message", "hint", "field"}
+    if b"%0d%0a" not in path.encode():  # no route takes a line break, so BentoML itself refuses this one
+        assert set(json.loads(body)["error"]) == {"code", "message", "hint", "field"}
 
 
-def test_very_long_addresses_are_refused(client):
+def test_very_long_addresses_are_refused(client, server_url):
     refused(client.get("/v1/pictures/" + "a" * 10_000), 422, "invalid_input", field="id")
     refused(client.get("/" + "a" * 10_000), 404, "not_found")
-    # The server below the application ends this one, if it does, and not in its form.
-    assert 400 <= client.get("/" + "a" * 60_000 + "?" + "b" * 60_000).status_code < 500
+    assert 400 <= client.get("/" + "a" * 60_000).status_code < 500
+    with contextlib.suppress(ConnectionError):  # the server may hang up in the middle of it
+        answer = raw(server_url, b"GET /" + b"a" * 1_000_000 + b" HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        assert re.match(rb"HTTP/1\.1 4\d\d ", answer), answer[:200]
+    assert client.get("/readyz").status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -776,6 +783,15 @@ def test_eight_fast_requests_at_once_all_succeed(client, photo, slug):
         answers = list(pool.map(lambda _: stylize(client, photo, style=slug, size=256), range(8)))
     assert [answer.status_code for answer in answers] == [200] * 8
     assert len({answer.content for answer in answers}) == 1
+
+
+def test_a_painting_survives_any_number_of_other_requests(client, photo, slug):
+    # BentoML's client to a service closes its connections after 100 calls, unless told otherwise.
+    with ThreadPoolExecutor(8) as pool:
+        paintings = [pool.submit(stylize, client, photo, style=slug, size=1024) for _ in range(4)]
+        others = list(pool.map(lambda _: client.get("/v1/styles").status_code, range(150)))
+    assert others == [200] * 150
+    assert [picture_of(painting.result()).size for painting in paintings] == [(1024, 768)] * 4
 
 
 def test_a_fast_request_does_not_wait_for_an_optimisation(client, photo, slug):

@@ -6,6 +6,7 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.errors import InvalidInput
-from shared.losses import content_loss, gram_matrix, style_loss, total_variation
+from shared.losses import content_loss, gram_matrix, grid_energy, style_loss, total_variation
 from shared.perceptual_loss import LossSettings, PerceptualLoss
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -213,6 +214,49 @@ def test_one_target_serves_a_whole_batch():
     target = gram_matrix(random((1, 4, 5, 6), 2))
     expected = torch.stack([style_loss(gram[None], target) for gram in grams]).mean()
     torch.testing.assert_close(style_loss(grams, target), expected)
+
+
+# --- rasters -------------------------------------------------------------------------------------------------------
+
+
+@given(
+    st.tuples(st.integers(1, 2), st.just(3), st.integers(4, 17), st.integers(4, 17)), st.sampled_from([2, 3, 4]), seeds
+)
+def test_grid_energy_is_the_spectrum_on_the_rasters_own_lines(shape, period, seed):
+    """By Parseval, against NumPy's Fourier transform of every row and column."""
+    picture = random(shape, seed)
+    expected = 0.0
+    for lines in (picture.numpy(), picture.numpy().swapaxes(-1, -2)):
+        length = lines.shape[-1] // period * period
+        spectrum = np.fft.fft(lines[..., :length]) / length
+        on_the_raster = spectrum[..., length // period :: length // period]
+        expected += (np.abs(on_the_raster) ** 2).sum(-1).mean()
+    assert float(grid_energy(picture, period)) == pytest.approx(expected, rel=1e-4, abs=1e-9)
+
+
+def test_grid_energy_of_known_pictures():
+    lines = torch.tensor([1.0, 0, 0, 0]).repeat(16).expand(1, 3, 48, 64)
+    assert grid_energy(lines) == 3 / 16
+    assert grid_energy(lines.mT) == 3 / 16, "down as across"
+    assert grid_energy(torch.full((1, 3, 33, 47), 0.3)) == 0
+    assert grid_energy(torch.tensor([1.0, 0, 0, 0, 0]).repeat(16).expand(1, 3, 40, 80)) < 1e-3, "another raster"
+
+
+def test_grid_energy_tells_a_raster_from_a_texture():
+    texture = torch.rand(1, 3, 256, 256, generator=torch.Generator().manual_seed(0))
+    raster = torch.tensor([0.1, 0, 0, 0]).repeat(64)
+    assert grid_energy(texture + raster) > 1.5 * grid_energy(texture)
+    assert grid_energy(texture) < 0.05 * texture.var()
+
+
+def test_grid_energy_has_a_gradient_and_is_summed_in_fp32():
+    picture = random((1, 3, 9, 8), dtype=torch.float32)
+    assert grid_energy(picture.bfloat16()).dtype == torch.float32
+    x = picture.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(grid_energy(x), x)
+    direction, step = random(picture.shape, 1, torch.float32), 1e-2
+    difference = (grid_energy(picture + step * direction) - grid_energy(picture - step * direction)) / (2 * step)
+    assert float((gradient * direction).sum()) == pytest.approx(float(difference), rel=1e-2)
 
 
 # --- the sum of the three ------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from torch import nn
 from shared.encoders import Encoder
 from shared.errors import InvalidInput
 from shared.images import decode, to_tensor
+from shared.losses import grid_energy
 from shared.optimizer import OptimizerSettings, optimize
 from shared.perceptual_loss import LossSettings, PerceptualLoss
 from shared.transform_network import TransformNetwork
@@ -94,11 +95,11 @@ def same(left: TransformNetwork, right: TransformNetwork) -> bool:
 @pytest.mark.slow
 def test_the_loss_falls(train):
     trace = Trace()
-    result = train(steps=40, validate_every=20, learning_rate=3e-3, on_step=trace)
+    result = train(steps=40, validate_every=10, learning_rate=3e-3, on_step=trace)
     totals = [step.losses["total"] for step in trace[:40]]
     assert np.mean(totals[-10:]) < 0.85 * np.mean(totals[:10])
-    assert [row["step"] for row in result.history] == [20, 40]
-    assert result.history[1]["total"] < result.history[0]["total"], "also on pictures that it never saw"
+    assert [row["step"] for row in result.history] == [10, 20, 30, 40]
+    assert result.history[-1]["total"] < result.history[0]["total"], "also on pictures that it never saw"
     assert result.steps == 40 and result.seconds > 0
 
 
@@ -113,9 +114,17 @@ def test_a_validation_is_the_loss_on_the_held_out_pictures(train, paths, style, 
     assert result.history == [{"step": 2, **result.history[0]}]
     assert {key: result.history[0][key] for key in expected} == pytest.approx(expected, rel=1e-3)
     last = trace[-1]
-    assert last.progress == 1 and last.validation == {key: result.history[0][key] for key in expected}
+    assert result.history[0]["grid"] == pytest.approx(grid_energy(painted).item(), rel=1e-3)
+    assert last.progress == 1 and result.history[0] == {"step": 2, **last.validation}
     assert last.samples.shape == (2, 3, CROP, CROP)
     torch.testing.assert_close(last.samples, torch.cat([held_out, painted]), rtol=0, atol=1e-4)
+
+
+def test_the_weight_of_the_grid_flattens_the_raster(train, tmp_path):
+    rasters = [
+        train(steps=12, run=tmp_path / str(weight), grid_weight=weight).history[-1]["grid"] for weight in (0, 1e7)
+    ]
+    assert rasters[1] < 0.7 * rasters[0]
 
 
 def test_steps_tell_where_the_training_is(train):
@@ -142,7 +151,7 @@ def test_the_style_pictures_are_averaged(train, style, encoder, paths):
         mean = {layer: (left[layer] + right[layer]) / 2 for layer in left}
         expected = loss(painted, loss.content_target(content), mean).values()
         of_the_first = loss(painted, loss.content_target(content), left).values()
-    assert trace[0].losses == pytest.approx(expected, rel=1e-3)
+    assert {term: trace[0].losses[term] for term in expected} == pytest.approx(expected, rel=1e-3)
     assert trace[0].losses["style"] != pytest.approx(of_the_first["style"], rel=1e-2)
 
 
@@ -350,6 +359,8 @@ def test_an_init_of_another_width_is_refused(train):
         ("learning_rate", 0.0),
         ("learning_rate", 1.0),
         ("learning_rate", float("nan")),
+        ("grid_weight", -1.0),
+        ("grid_weight", float("nan")),
         ("width", "double"),
         ("precision", "float16"),
     ],
@@ -510,7 +521,7 @@ def test_a_folder_without_pictures_is_refused(tmp_path):
 
 
 def test_a_record_holds_curves_a_sheet_and_a_plot(tmp_path):
-    losses = {"content": 2.0, "style": 3.0, "tv": 0.5, "total": 5.5}
+    losses = {"content": 2.0, "style": 3.0, "tv": 0.5, "total": 5.5, "grid": 1e-4}
     samples = torch.cat([torch.zeros(3, 3, 8, 10), torch.ones(3, 3, 8, 10)])
     with TrainingRecord(tmp_path / "run") as record:
         record.add(TrainingStep(1, 2, losses, 1e-3, 0.5))

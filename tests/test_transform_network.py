@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from models import random_network
 from torch import nn
 
 from shared.errors import InvalidInput
@@ -15,19 +16,6 @@ from shared.transform_network import MIN_SIDE, RESIDUAL_BLOCKS, STRIDE, WIDTHS, 
 @pytest.fixture(scope="module")
 def network() -> TransformNetwork:
     return random_network("quarter")
-
-
-def random_network(width: str, seed: int = 0) -> TransformNetwork:
-    """Also the normalisations' shifts are drawn: zeros would make zero padding look like a constant picture."""
-    generator = torch.Generator().manual_seed(seed)
-    network = TransformNetwork(width).eval()
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
-        for module in network.modules():
-            if isinstance(module, nn.InstanceNorm2d):
-                module.weight += 1
-    return network
 
 
 def picture(height: int, width: int, batch: int = 1, seed: int = 0) -> torch.Tensor:

@@ -70,6 +70,8 @@ class TrainingSettings:
         for name, least in (("steps", 1), ("batch", 1), ("crop", MIN_SIDE), ("style_size", MIN_SIDE)):
             if getattr(self, name) < least:
                 raise InvalidInput(f"{name} is {getattr(self, name)}, expected at least {least}.", field=name)
+        if not 0 <= self.grid_weight < math.inf:
+            raise InvalidInput(f"grid_weight is {self.grid_weight}, expected a number ≥ 0.", field="grid_weight")
         if not 0 < self.learning_rate < 1:
             raise InvalidInput(f"learning_rate is {self.learning_rate}, expected 0 to 1.", field="learning_rate")
 
@@ -86,6 +88,7 @@ class TrainingStep:
     step: int
     steps: int
     losses: Mapping[str, float]
+    """The terms of :class:`shared.perceptual_loss.LossTerms`, and ``grid``, unweighted."""
     learning_rate: float
     progress: float
     """Share of the training that is done, 0 to 1, whether steps or time bound it."""
@@ -197,9 +200,9 @@ def train_style(
                 painted = network(pictures)
             painted = painted.float()
             terms = loss(painted, content_target, style)
-            grid = settings.grid_weight * grid_energy(painted)
+            grid = grid_energy(painted)
             optimizer.zero_grad(set_to_none=True)
-            (terms.total + grid).backward()
+            (terms.total + settings.grid_weight * grid).backward()
             optimizer.step()
             step += 1
 

@@ -430,7 +430,7 @@ function hangContents() {
 
 function hangStyles() {
   hangCards($("#near"), "style", [state.own.style, ...state.near].filter(Boolean), state.style?.id);
-  $("#fast-heading").hidden = !state.fast.length;
+  $("#learned").hidden = !state.fast.length;
   hangCards($("#fast"), "style", state.fast, state.style?.id, tile);
 }
 

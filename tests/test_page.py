@@ -1,0 +1,444 @@
+"""The web page, in a real browser, against a really started server."""
+
+from __future__ import annotations
+
+import io
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from PIL import Image
+
+from services.http import WEB
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="the browser tests need the package playwright")
+CHROMIUM = shutil.which("chromium")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="the browser tests need the program chromium"),
+]
+
+WORDS = "A boat trip on a sunny day"
+QUIET = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+MOST_BYTES = 100_000
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[sync_api.Browser]:
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(browser, server_url) -> Iterator[Callable[..., sync_api.Page]]:
+    """Open an address of the page as a new visitor; at the end no visit may have asked another server or gone wrong."""
+    contexts, wrong = [], []
+
+    def visit(address: str = "/", *, width: int = 1280, locale: str = "en-GB", **options) -> sync_api.Page:
+        context = browser.new_context(
+            viewport={"width": width, "height": 800}, locale=locale, reduced_motion="reduce", **options
+        )
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(60_000)
+        page.on("pageerror", lambda error: wrong.append(f"error: {error}"))
+        page.on("console", lambda message: wrong.append(message.text) if is_wrong(message) else None)
+        page.on("request", lambda request: wrong.append(request.url) if is_foreign(request.url) else None)
+        page.goto(server_url + address)
+        return page
+
+    def is_wrong(message: sync_api.ConsoleMessage) -> bool:
+        # The browser also notes every answer of 4xx; those are what some tests ask for.
+        return message.type in ("error", "warning") and "status of 4" not in message.text
+
+    def is_foreign(url: str) -> bool:
+        return not url.startswith((f"{server_url}/", f"blob:{server_url}/", "data:"))
+
+    yield visit
+    for context in contexts:
+        context.close()
+    assert not wrong
+
+
+def picture(colour: tuple[int, int, int] = (200, 120, 40), size: tuple[int, int] = (96, 64)) -> dict:
+    """A picture file, as the browser's file dialogue would give it."""
+    image = Image.new("RGB", size, colour)
+    image.paste((20, 60, 150), (10, 10, 50, 40))
+    data = io.BytesIO()
+    image.save(data, "PNG")
+    return {"name": "mine.png", "mimeType": "image/png", "buffer": data.getvalue()}
+
+
+def painted(page: sync_api.Page) -> None:
+    """Wait until the painting hangs and nothing is under way."""
+    page.wait_for_selector("#download:not([hidden])")
+    page.wait_for_selector("#progress", state="hidden")
+
+
+def choose(page: sync_api.Page, group: str, title: str) -> None:
+    """Click a card, and wait for the painting that it leads to."""
+    page.get_by_role("radiogroup", name=group, exact=True).locator(".card", has_text=title).first.click()
+    page.wait_for_function("title => document.querySelector('#painting-style').textContent.includes(title)", arg=title)
+    page.wait_for_function("name => document.querySelector('#made').textContent.includes(name)", arg=title)
+    painted(page)
+
+
+def download(page: sync_api.Page) -> tuple[str, bytes]:
+    with page.expect_download() as waiting:
+        page.click("#download")
+    return waiting.value.suggested_filename, Path(waiting.value.path()).read_bytes()
+
+
+def checked(page: sync_api.Page, name: str) -> str:
+    return page.locator(f"input[name={name}]:checked").input_value()
+
+
+def test_from_words_to_a_painting(visit, server_url, twin):
+    page = visit("/?size=128&steps=1")
+    page.get_by_label("Title").fill(WORDS)
+    page.get_by_role("button", name="Paint", exact=True).click()
+    painted(page)
+
+    found = httpx.post(f"{server_url}/v1/retrieve/content", json={"title": WORDS, "k": 5}).json()
+    near = httpx.post(f"{server_url}/v1/retrieve/style", json={"content_id": found[0]["id"], "k": 5}).json()
+    for role, works in (("contents", found), ("near", near)):
+        cards = page.locator(f"#{role} .card")
+        assert cards.evaluate_all("cards => cards.map(card => card.dataset.id)") == [work["id"] for work in works]
+        for at, work in enumerate(works):
+            text = cards.nth(at).inner_text()
+            assert work["title"] in text and work["artist"] in text
+            assert f"similarity {round(100 * (1 - work['distance']))}%" in text
+    assert (checked(page, "content"), checked(page, "style")) == (found[0]["id"], near[0]["id"])
+    # No network knows that style, so the optimiser paints; the sketch before it is gone.
+    assert "the optimiser in one step on" in page.inner_text("#made")
+    assert page.is_hidden("#sketch")
+
+    choose(page, "The style", "The Twin")
+    assert page.inner_text("#painting-title") == found[0]["title"]
+    assert page.inner_text("#painting-style").startswith("in the style of The Twin")
+    made = page.inner_text("#made")
+    assert f"distance {found[0]['distance']:.3f} from your words" in made
+    assert "fast network “The Twin” on" in made
+    assert re.search(r"Finding took \d.*, painting \d.* \(reading \d.*, network \d.*, finishing \d.*, writing \d", made)
+    name, data = download(page)
+    assert name == f"{found[0]['title'].lower()}-the-twin.png"
+    assert max(Image.open(io.BytesIO(data)).size) == 128
+    page.wait_for_selector("#fast img")  # the tile shows what its network makes of the picture
+
+
+def test_the_empty_form_paints_its_example(visit):
+    page = visit("/?engine=fast&size=128")
+    page.get_by_role("button", name="Paint", exact=True).click()
+    painted(page)
+    assert page.input_value("#title") == WORDS
+    assert page.input_value("#description") == page.get_attribute("#description", "placeholder")
+
+
+def test_an_example_is_painted_with_one_click(visit):
+    page = visit("/?engine=fast&size=128")
+    page.locator("#examples button").nth(2).click()
+    painted(page)
+    assert page.inner_text("#painting-title") == "The Dance Class"
+    assert page.is_hidden("#examples")
+
+
+def test_another_picture_is_painted_when_chosen_and_back_goes_back(visit):
+    page = visit(f"/?title={WORDS}&engine=fast&size=128")
+    painted(page)
+    first, second = (
+        page.locator("#contents cite").nth(0).inner_text(),
+        page.locator("#contents cite").nth(1).inner_text(),
+    )
+    assert page.inner_text("#painting-title") == first
+    page.locator("#contents .card").nth(1).click()
+    page.wait_for_selector(f"#after[alt^={second!r}]")
+    assert page.inner_text("#painting-title") == second
+    page.go_back()
+    page.wait_for_selector(f"#after[alt^={first!r}]")
+    assert page.inner_text("#painting-title") == first
+
+
+def test_the_address_repeats_the_painting(visit, server_url, twin):
+    page = visit(f"/?title={WORDS}&style={twin.slug}&size=256")
+    painted(page)
+    page.locator("#contents .card").nth(1).click()
+    page.wait_for_selector("#after[alt^='Whalers']")
+    page.get_by_text("How it is painted").click()
+    page.get_by_label("Keep the picture’s own colours").check()
+    page.wait_for_url("**preserve_color=true**")
+    page.get_by_label("Strength").fill("0.6")
+    page.wait_for_url("**strength=0.6**")
+    page.wait_for_function("() => document.querySelector('#progress').hidden === false")
+    painted(page)
+    _, data = download(page)
+    asked = {"content_id": checked(page, "content"), "style_id": twin.slug, "size": 256}
+    asked |= {"strength": 0.6, "preserve_color": True}
+    assert data == httpx.post(f"{server_url}/v1/text_to_art", json=asked, timeout=60).content
+
+    other = visit(page.url.removeprefix(server_url))
+    painted(other)
+    assert download(other)[1] == data
+    assert other.input_value("#title") == WORDS
+    assert other.inner_text("#painting-title") == "Whalers"
+    assert checked(other, "style") == twin.slug
+    assert other.is_checked("#preserve_color")
+    assert (other.input_value("#strength"), other.input_value("#size")) == ("0.6", "256")
+
+
+def test_an_address_may_name_pictures_that_no_words_find(visit, server_url, twin):
+    near = httpx.post(f"{server_url}/v1/retrieve/style", json={"content_id": twin.picture_id, "k": 100}).json()
+    page = visit(f"/?content={twin.picture_id}&style={near[-1]['id']}&engine=fast&size=128")
+    painted(page)
+    assert page.inner_text("#painting-title") == twin.picture_title
+    assert near[-1]["title"] in page.inner_text("#painting-style")
+
+
+def test_a_style_that_a_network_knows_is_painted_by_it_alone(visit, twin):
+    asked = []
+    page = visit(f"/?title={WORDS}&style={twin.picture_id}&size=128")
+    page.on("request", lambda request: asked.append(request.url))
+    painted(page)
+    assert "fast network “The Twin”" in page.inner_text("#made")
+    assert "distance 0.000" in page.inner_text("#made")
+    assert page.is_hidden("#sketch")
+
+
+def test_ones_own_picture_and_ones_own_style(visit, twin):
+    page = visit(f"/?engine=fast&size=128&style={twin.slug}")
+    page.set_input_files("#own-content", picture(size=(96, 64)))
+    painted(page)
+    assert page.inner_text("#painting-title") == "your own picture"
+    assert checked(page, "content") == ":content"
+    assert page.locator("#near .card").count() == 5
+    assert "content=" not in page.url and page.is_visible("#own-note")
+    assert page.locator("#before").evaluate("before => [before.naturalWidth, before.naturalHeight]") == [96, 64]
+    assert Image.open(io.BytesIO(download(page)[1])).size == (128, 85)
+
+    with page.expect_response("**/v1/stylize") as answer:
+        page.set_input_files("#own-style", picture((30, 160, 90)))
+    assert (answer.value.headers["lienzo-content"], answer.value.headers["lienzo-style"]) == ("upload", "upload")
+    page.wait_for_function("() => document.querySelector('#painting-style').textContent.includes('your own picture')")
+    painted(page)
+    assert checked(page, "style") == ":style"
+
+
+def test_ones_own_style_on_a_gallery_picture(visit):
+    page = visit(f"/?title={WORDS}&engine=fast&size=128")
+    painted(page)
+    with page.expect_response("**/v1/stylize") as answer:
+        page.set_input_files("#own-style", picture())
+    assert answer.value.headers["lienzo-style"] == "upload"
+    painted(page)
+    assert page.inner_text("#painting-title") == "Boating"
+    assert checked(page, "style") == ":style"
+
+
+def test_a_picture_can_be_dropped(visit):
+    page = visit("/?engine=fast&size=128")
+    page.wait_for_selector("#examples img")
+    drop = """(zone, bytes) => {
+      const transfer = new DataTransfer();
+      transfer.items.add(new File([new Uint8Array(bytes)], "dropped.png", { type: "image/png" }));
+      zone.dispatchEvent(new DragEvent("drop", { dataTransfer: transfer, bubbles: true, cancelable: true }));
+    }"""
+    page.locator("[data-drop=content]").evaluate(drop, list(picture()["buffer"]))
+    painted(page)
+    assert "dropped.png" in page.inner_text("#contents")
+
+
+def test_a_file_that_is_no_picture_is_refused_in_place(visit):
+    page = visit()
+    page.set_input_files("#own-content", {"name": "a.txt", "mimeType": "text/plain", "buffer": b"words, no picture"})
+    error = page.locator("#words-error")
+    error.wait_for()
+    assert error.get_attribute("role") == "alert"
+    assert "no JPEG, PNG" in error.inner_text() and "Send a picture" in error.inner_text()
+    assert page.is_hidden("#exhibit")
+    page.get_by_label("Title").fill(WORDS)
+    assert page.is_visible("#examples")
+
+
+def test_words_that_nothing_fits_are_answered_with_a_hint(visit, server_url):
+    page = visit("/?engine=fast&size=128")
+    page.get_by_label("Title").fill("zzzz qqqq")
+    page.keyboard.press("Enter")
+    error = page.locator("#words-error")
+    error.wait_for()
+    refusal = httpx.post(f"{server_url}/v1/retrieve/content", json={"title": "zzzz qqqq"}).json()["error"]
+    assert refusal["code"] == "no_match"
+    assert refusal["message"] in error.inner_text() and refusal["hint"] in error.inner_text()
+    page.get_by_label("Title").fill(WORDS)
+    page.keyboard.press("Enter")
+    painted(page)
+    assert error.is_hidden()
+
+
+def test_what_the_engine_refuses_is_said_beside_the_painting(visit, twin):
+    page = visit(f"/?title={WORDS}&style={twin.slug}&engine=optimize")
+    error = page.locator("#painting-error")
+    error.wait_for()
+    assert f"'{twin.slug}' is a fast style without a picture" in error.inner_text()
+    page.get_by_text("How it is painted").click()
+    page.get_by_label("Painted by").select_option("auto")
+    page.get_by_label("Longer side").select_option("256")
+    painted(page)
+    assert error.is_hidden()
+
+
+def test_a_picture_that_is_not_there_is_refused(visit):
+    page = visit("/?content=no-such-picture")
+    page.wait_for_selector("#painting-error")
+    assert "no-such-picture" in page.inner_text("#painting-error")
+    assert page.is_hidden(".frame")
+
+
+def test_a_long_optimisation_can_be_stopped_and_leaves_the_sketch(visit):
+    page = visit()
+    held = []
+
+    def hold(route: sync_api.Route) -> None:
+        if route.request.post_data_json["engine"] == "optimize":
+            held.append(route)
+        else:
+            route.continue_()
+
+    page.route("**/v1/text_to_art", hold)
+    page.goto(f"{page.url}?title={WORDS}&engine=optimize&size=128")
+    page.wait_for_selector("[data-doing=optimizing]")
+    page.wait_for_function("() => document.querySelector('#elapsed').textContent === '1 s'")
+    assert page.is_visible("#sketch")
+    page.get_by_role("button", name="Stop").click()
+    page.wait_for_selector("#progress", state="hidden")
+    assert page.inner_text("#status") == "Stopped."
+    assert page.is_visible("#after") and page.is_visible("#sketch") and page.is_hidden("#painting-error")
+    assert "fast network" in page.inner_text("#made")
+
+    page.get_by_text("How it is painted").click()
+    page.get_by_role("button", name="Paint again").click()
+    page.wait_for_selector("[data-doing=optimizing]")
+    page.wait_for_function("() => document.querySelector('#status').textContent.startsWith('The optimiser paints')")
+    busy = {"code": "busy", "message": "too many paintings are being optimised.", "hint": "Later.", "field": None}
+    held[-1].fulfill(status=429, json={"error": busy})
+    page.wait_for_selector("#painting-error")
+    assert "Too many paintings" in page.inner_text("#painting-error")
+    assert page.get_by_role("button", name="Try again").is_visible()
+
+
+def test_spanish(visit):
+    english, spanish = visit(), visit(locale="es-ES")
+    texts = "() => [...document.querySelectorAll('[data-t]')].map(element => element.textContent)"
+    assert spanish.get_attribute("html", "lang") == "es"
+    pairs = list(zip(english.evaluate(texts), spanish.evaluate(texts), strict=True))
+    assert len(pairs) > 20
+    assert [pair for pair in pairs if pair[0] == pair[1]] == []
+    spanish.get_by_label("Título").fill("zzzz qqqq")
+    spanish.get_by_role("button", name="Pintar", exact=True).click()
+    spanish.wait_for_selector("#words-error")
+    assert "Ninguna imagen de la galería" in spanish.inner_text("#words-error")
+
+    spanish.get_by_role("button", name="English").click()
+    assert spanish.inner_text("h1") == "Words in, a painting out."
+    assert "No picture fits" in spanish.inner_text("#words-error")
+    spanish.reload()
+    assert spanish.inner_text("h1") == "Words in, a painting out."
+    assert spanish.get_attribute("html", "lang") == "en"
+
+
+def test_the_spanish_painting_is_described_in_spanish(visit, twin):
+    page = visit(f"/?title={WORDS}&style={twin.slug}&size=128", locale="es-ES")
+    painted(page)
+    assert "al estilo de The Twin" in page.inner_text("#painting-style")
+    assert "Pintado por la red rápida “The Twin”" in page.inner_text("#made")
+    assert page.get_by_role("radiogroup", name="La imagen").is_visible()
+
+
+def test_every_text_of_the_scripts_is_in_both_languages():
+    script = (WEB / "language.js").read_text()
+    english, spanish = (
+        set(re.findall(r"^  (\w+):", re.search(rf"const {name} = {{\n(.*?)\n}};", script, re.DOTALL)[1], re.MULTILINE))
+        for name in ("ENGLISH", "SPANISH")
+    )
+    assert len(english) > 30
+    assert english <= spanish
+
+
+def test_a_phone_never_scrolls_sideways(visit, twin):
+    page = visit("/?engine=fast&size=128", width=360)
+    fits = "document.documentElement.scrollWidth <= innerWidth"
+    page.wait_for_selector("#examples img")
+    assert page.evaluate(fits)
+    page.get_by_label("Title").fill("zzzz " + 40 * "q")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#words-error")
+    assert page.evaluate(fits)
+    page.get_by_label("Title").fill(WORDS)
+    page.keyboard.press("Enter")
+    painted(page)
+    page.get_by_text("How it is painted").click()
+    assert page.locator("#contents .card").count() == 5
+    assert page.evaluate(fits)
+    # The strip of cards moves instead.
+    assert page.locator("#contents .cards").evaluate("cards => cards.scrollWidth > cards.clientWidth")
+
+
+def test_with_the_keyboard_alone(visit):
+    page = visit("/?engine=fast&size=128")
+    page.wait_for_selector("#examples img")
+
+    def tab_to(selector: str) -> None:
+        for _ in range(40):
+            page.keyboard.press("Tab")
+            if page.evaluate("selector => document.activeElement.matches(selector)", selector):
+                return
+        raise AssertionError(f"{selector} is not reached with the Tab key")
+
+    tab_to("#title")
+    page.keyboard.type(WORDS)
+    page.keyboard.press("Enter")
+    painted(page)
+    tab_to("#cut")
+    before = int(page.input_value("#cut"))
+    for _ in range(3):
+        page.keyboard.press("ArrowRight")
+    assert int(page.input_value("#cut")) == before + 3
+    assert page.locator("#compare").evaluate("box => box.style.getPropertyValue('--cut')") == f"{before + 3}%"
+    assert page.get_attribute("#cut", "aria-valuetext") == f"{before + 3} %"
+    tab_to("input[name=content]")
+    outline = "document.activeElement.closest('.card').querySelector('.hook')"
+    assert page.evaluate(f"getComputedStyle({outline}).outlineStyle") == "solid"
+    page.keyboard.press("ArrowRight")
+    second = page.locator("#contents .card").nth(1)
+    page.wait_for_selector(f"#after[alt^={second.locator('cite').inner_text()!r}]")
+    assert second.locator("input").evaluate("input => input === document.activeElement")
+    tab_to("input[name=style]")
+    page.keyboard.press("ArrowLeft")  # round to the last one, the fast style
+    page.wait_for_function("() => document.querySelector('#painting-style').textContent.includes('The Twin')")
+    painted(page)
+    assert page.evaluate("document.activeElement.value") == checked(page, "style")
+
+
+def test_nothing_but_a_picture_moves_for_those_who_ask_for_stillness(visit, twin):
+    page = visit(f"/?title={WORDS}&style={twin.slug}&size=128")
+    painted(page)
+    assert int(page.input_value("#cut")) < 50  # the unveiling is over at once
+
+
+def test_the_first_view_is_light(visit):
+    page = visit()
+    page.wait_for_load_state("networkidle")
+    sizes = page.evaluate("performance.getEntries().map(entry => [entry.name, entry.encodedBodySize ?? 0])")
+    assert 10_000 < sum(size for name, size in sizes if "/v1/" not in name) < MOST_BYTES
+    assert 10_000 < sum(size for name, size in sizes if "/v1/" in name) < MOST_BYTES
