@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import os
+import socket
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -17,6 +18,11 @@ from shared import weights as weights_library
 from shared.console import bar, console, explain_errors, notices, stages
 from shared.errors import InvalidInput, WeightsUnavailable
 from shared.images import FORMATS
+
+if TYPE_CHECKING:
+    from shared.fast_models import ModelLibrary
+
+log = logging.getLogger(__name__)
 
 app = typer.Typer(
     help="Words in, a painting out.",
@@ -59,9 +65,16 @@ def serve(
 
     Everything that must be there is fetched and checked first, so that a started service answers.
     """
-    _configure(models, gallery, device)
-    _prepare()
     address = f"http://{'localhost' if host in ('127.0.0.1', '0.0.0.0') else host}:{port}"
+    interface = _listenable(host, port)
+    _configure(models, gallery, device)
+    library = _prepare()
+    if not library.models:
+        raise InvalidInput(
+            "there is no fast model to serve.", hint="Name a folder of models with --models.", field="models"
+        )
+    for model in library.models.values():
+        log.info("style %s runs on %s", model.card.slug, model.provider)  # opens it: one that cannot run is told here
     notices.print(
         f"[bold]Lienzo[/bold] starts on {escape(address)}; when it says it is ready, open that address, or:\n"
         f"  curl -X POST {escape(address)}/v1/text_to_art -H 'content-type: application/json' "
@@ -72,7 +85,7 @@ def serve(
     # The project folder when run from a clone, else wherever the packages are installed.
     root = Path(__file__).resolve().parent.parent
     command = [sys.executable, "-m", "bentoml", "serve", "services.text_to_art:TextToArt"]
-    command += ["--host", host, "--port", str(port), "--working-dir", str(root)]
+    command += ["--host", interface, "--port", str(port), "--working-dir", str(root)]
     environment = {**os.environ, "BENTOML_DO_NOT_TRACK": os.environ.get("BENTOML_DO_NOT_TRACK", "True")}
     os.execve(sys.executable, command, environment)
 
@@ -345,16 +358,39 @@ def _configure(models: list[Path] | None, gallery: str | None, device: str) -> N
         os.environ["LIENZO_DEVICE"] = device
 
 
-def _prepare() -> None:
+def _listenable(host: str, port: int) -> str:
+    """The IP address of ``host``, on which ``port`` is free.
+
+    Raises:
+        InvalidInput: nothing can listen there.
+    """
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        raise InvalidInput(
+            f"nothing can listen on {host}:{port}: {error.strerror or error}.",
+            hint="Choose another --port or --host.",
+            field="port",
+        ) from error
+    return address[0]
+
+
+def _prepare() -> ModelLibrary:
     """Fetch and check everything that a service needs, with progress, before any service starts."""
     from services.settings import settings
+    from shared.devices import pick_device
     from shared.fast_models import ModelLibrary
     from shared.retrieval import Retrieval
 
     config = settings()
+    pick_device(config.device)
     with stages() as progress:
         weights_library.fetch("vgg19", progress=progress)
-    for refusal in ModelLibrary(config.model_folders, device=config.device).refusals:
+    library = ModelLibrary(config.model_folders, device=config.device)
+    for refusal in library.refusals:
         notices.print(f"refused: {refusal.reason}", style="yellow", markup=False, soft_wrap=True)
     with bar("indexing the gallery") as update:
         retrieval = Retrieval.open(
@@ -366,6 +402,7 @@ def _prepare() -> None:
         )
     for issue in retrieval.gallery.issues[:10]:
         notices.print(f"gallery: {issue}", style="yellow", markup=False, soft_wrap=True)
+    return library
 
 
 def _encoder(device: str) -> Any:

@@ -244,7 +244,7 @@ def create_app(services: Callable[[], Services]) -> FastAPI:
         )
         return page
 
-    app.mount("/web", StaticFiles(directory=WEB), name="web")
+    app.mount("/web", _Revalidated(directory=WEB), name="web")
     app.mount("/swagger", StaticFiles(directory=SWAGGER), name="swagger")
 
     @app.api_route("/{path:path}", methods=_METHODS, include_in_schema=False)
@@ -258,6 +258,15 @@ def create_app(services: Callable[[], Services]) -> FastAPI:
         raise HTTPException(404, f"there is no /{path[:80]}")
 
     return app
+
+
+class _Revalidated(StaticFiles):
+    """Files that browsers keep, but ask about before each use: after an upgrade no page runs yesterday's modules."""
+
+    def file_response(self, *args: Any, **kwargs: Any) -> Response:
+        response = super().file_response(*args, **kwargs)
+        response.headers["Cache-Control"] = "no-cache"
+        return response
 
 
 async def _style_query(request: Request) -> tuple[StyleQuery, bytes | None]:

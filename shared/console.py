@@ -50,7 +50,7 @@ def explain_errors(command: Callable[P, R]) -> Callable[P, R]:
 
 @contextmanager
 def bar(description: str, total: float | None = None) -> Iterator[Callable[..., None]]:
-    """A progress bar on stderr, gone when done.
+    """A progress bar on stderr, gone when done; none where stderr is no terminal.
 
     Yields a function ``update(done, total=None, note="")``.
     """
@@ -63,7 +63,7 @@ def bar(description: str, total: float | None = None) -> Iterator[Callable[..., 
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=notices, transient=True) as progress:
+    with Progress(*columns, console=notices, transient=True, disable=not notices.is_terminal) as progress:
         task = progress.add_task(description, total=total, note="")
 
         def update(done: float, total: float | None = None, note: str = "") -> None:
@@ -76,7 +76,7 @@ def bar(description: str, total: float | None = None) -> Iterator[Callable[..., 
 def stages() -> Iterator[Callable[[str, int, int], None]]:
     """A progress bar a stage, for functions that report ``(stage, done, total)``."""
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=notices, transient=True) as progress:
+    with Progress(*columns, console=notices, transient=True, disable=not notices.is_terminal) as progress:
         tasks: dict[str, object] = {}
 
         def update(stage: str, done: int, total: int) -> None:

@@ -238,6 +238,7 @@ def run(tmp_path, network) -> Path:
     return tmp_path / "run"
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_exported(run, network, tmp_path):
     parity = export_checkpoint(run, tmp_path / "out.onnx")
     assert parity.max_difference <= PARITY_LIMIT
@@ -267,6 +268,7 @@ def test_a_folder_without_a_checkpoint_is_refused(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == [LATEST]
 
 
+@pytest.mark.slow
 def test_writing_leaves_the_network_as_it_was(tmp_path):
     network = random_network()
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}

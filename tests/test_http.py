@@ -166,7 +166,7 @@ def test_a_style_outside_every_cluster_is_optimised_and_the_answer_says_so(clien
     assert answer.headers["lienzo-engine"] == "optimize"
     assert answer.headers["lienzo-steps"] == "4"
     assert answer.headers["lienzo-style"] == "upload"
-    # The nearest network gave the start, although it does not know the style.
+    # The nearest network does not know it.
     (model,) = [card for card in client.get("/v1/styles").json() if card["slug"] == answer.headers["lienzo-model"]]
     assert float(answer.headers["lienzo-model-distance"]) > model["cluster"]["radius"]
 
@@ -179,7 +179,7 @@ def test_the_engine_is_the_one_asked_for(client, twin, engine):
     assert answer.headers["lienzo-engine"] == ("fast" if engine == "auto" else engine)
 
 
-def test_the_optimiser_brings_the_painting_nearer_to_the_style_than_its_start(client, twin, encoder):
+def test_the_optimiser_brings_the_painting_nearer_to_the_style_than_a_foreign_network_does(client, twin, encoder):
     from shared.images import to_tensor
     from shared.perceptual_loss import PerceptualLoss
 

@@ -16,7 +16,7 @@ from shared import fast_models, galleries, weights
 from shared.console import bar, stages
 from shared.devices import keep_freed_memory, pick_device, pick_dtype
 from shared.encoders import Encoder
-from shared.errors import InvalidInput
+from shared.errors import InvalidInput, PictureError
 from shared.fast_models import Card, ClusterCard, ParityCard, StylePicture
 from shared.files import sha256
 from shared.images import decode, resize, to_tensor
@@ -70,7 +70,7 @@ def run_style_job(job: StyleJob) -> Card:
         raise InvalidInput(f"reference_pairs is {job.reference_pairs}, expected 0 to {HELD_OUT}.")
     settings, device = TrainingSettings(**job.settings), pick_device(job.device)
     style_paths = list_pictures(job.style) if job.style.is_dir() else (job.style,)
-    styles = [to_tensor(resize(decode(path), settings.style_size)) for path in style_paths]
+    styles = [_read_style(path, settings.style_size) for path in style_paths]
     content_paths = list_pictures(job.content)
     if len(content_paths) < 2 * HELD_OUT:
         raise InvalidInput(
@@ -81,6 +81,7 @@ def run_style_job(job: StyleJob) -> Card:
     train_paths = tuple(path for path in content_paths if path not in held_out)
     content = ContentPictures(train_paths, crop=settings.crop, batch=settings.batch, seed=settings.seed)
     validation = ContentPictures(held_out, crop=256, batch=1)
+    unseen = validation.centre_crops()
 
     with stages() as progress:
         vgg19 = weights.load("vgg19", progress=progress)
@@ -113,7 +114,7 @@ def run_style_job(job: StyleJob) -> Card:
         with bar("comparing with the reference", job.reference_pairs * REFERENCE_STEPS) as update:
             reference = compare_with_reference(
                 result.network,
-                validation.centre_crops()[: job.reference_pairs],
+                unseen[: job.reference_pairs],
                 styles[0],
                 vgg19,
                 settings.loss,
@@ -138,7 +139,7 @@ def run_style_job(job: StyleJob) -> Card:
                 "device": torch.cuda.get_device_name() if device.type == "cuda" else platform.machine(),
                 "torch": torch.__version__,
             },
-            "data": {"content": job.content_credit or job.content.name, "pictures": len(train_paths)},
+            "data": {"content": job.content_credit or job.content.resolve().name, "pictures": len(train_paths)},
             "validation": {k: round(v, 4) for k, v in result.history[-1].items() if k != "step"},
             "reference": reference,
             "commit": job.commit,
@@ -175,6 +176,18 @@ def _check_names(job: StyleJob) -> None:
         raise InvalidInput(
             f"the title has {len(job.title)} characters, expected at most {fast_models.LONGEST_NAME}.", field="title"
         )
+
+
+def _read_style(path: Path, size: int) -> Tensor:
+    try:
+        return to_tensor(resize(decode(path), size))
+    except PictureError as error:
+        raise PictureError(
+            f"the style picture '{path}' cannot be used: {error.message}",
+            hint=error.hint,
+            code=error.code,
+            field="style",
+        ) from error
 
 
 def _initial_state(job: StyleJob) -> dict[str, Tensor]:

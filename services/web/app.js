@@ -58,8 +58,9 @@ async function follow(from, { wanted = {}, pause = 0 } = {}) {
     if (from === "words") await lookForContents(wanted.content, signal);
     show();
     if (from === "words") bringIntoView($("#exhibit"));
-    place = places.painting;
+    else place = places.painting;
     if (from !== "style") await lookForStyles(wanted.style, signal);
+    place = places.painting;
     remember();
     await paint(signal);
     preview();
@@ -318,8 +319,10 @@ function readOptions() {
 function writeOptions() {
   const form = $("#options").elements;
   const { size, strength, preserve_color, engine, steps } = state.options;
-  if (![...form.size.options].some((option) => Number(option.value) === size)) {
-    form.size.append(make("option", { value: size, textContent: `${size} px` }));
+  const sizes = [...form.size.options];
+  if (!sizes.some((option) => Number(option.value) === size)) {
+    const larger = sizes.find((option) => Number(option.value) > size) ?? null;
+    form.size.insertBefore(make("option", { value: size, textContent: `${size} px` }), larger);
   }
   Object.assign(form.size, { value: size });
   Object.assign(form.strength, { value: strength });
@@ -330,7 +333,7 @@ function writeOptions() {
 }
 
 function showStrength() {
-  $("#strength-shown").value = number(Number($("#strength").value), { style: "percent" });
+  $("#strength-shown").textContent = number(Number($("#strength").value), { style: "percent" });
 }
 
 // The address
@@ -344,7 +347,7 @@ function remember(how = "replace") {
     if (style && !style.file) query.set("style", style.id);
     for (const [name, value] of Object.entries(options)) if (value !== OPTIONS[name]) query.set(name, value);
   }
-  const address = query.size ? `/?${query}` : "/";
+  const address = `${query}` ? `/?${query}` : "/";
   history[how === "push" ? "pushState" : "replaceState"](null, "", address);
 }
 

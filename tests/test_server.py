@@ -1,0 +1,161 @@
+"""Servers as an operator lives with them: full queues, services that die, signals, other ways to start."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import picture_corpus as pictures
+import psutil
+import pytest
+from scenes import hills
+from serving import ROOT, SCRIPTS, free_port, served, stop
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def fast_folder(fast_model) -> list[str]:
+    """Options that make the fast model known even where it is not one of the shipped."""
+    return ["--models", str(fast_model.folder.parent)]
+
+
+def optimize(url: str, *, size: int = 64, steps: int = 2) -> httpx.Response:
+    files, style = {"image": pictures.save(hills(128, 128), "PNG")}, "met-437344"
+    return httpx.post(
+        f"{url}/v1/optimize", files=files, data={"style": style, "size": size, "steps": steps}, timeout=300
+    )
+
+
+def long_optimization(pool: ThreadPoolExecutor, url: str) -> Future[httpx.Response]:
+    """One that runs until its time is over, and has begun."""
+    running = pool.submit(optimize, url, size=512, steps=500)
+    until = time.monotonic() + 60
+    while time.monotonic() < until and not running.done():
+        # One line a process that runs or ran: a dead one's stays as it was.
+        lines = httpx.get(f"{url}/metrics", timeout=30).text.split("\n")
+        mine = [line for line in lines if "in_progress{" in line and '"/paint"' in line and '"Optimizer"' in line]
+        if any(float(line.rsplit(" ", 1)[1]) >= 1 for line in mine):
+            return running
+        time.sleep(0.1)
+    raise AssertionError(f"it never began: {running.result().text if running.done() else 'it waits'}")
+
+
+def stylize(url: str, slug: str) -> httpx.Response:
+    files = {"image": pictures.save(hills(64, 64), "PNG")}
+    return httpx.post(f"{url}/v1/stylize", files=files, data={"style": slug, "size": "64"}, timeout=60)
+
+
+def test_a_server_under_stress(fast_model, fast_folder, tmp_path):
+    """One server for all that follows, because starting one takes its time."""
+    environment = {"LIENZO_OPTIMIZE_QUEUE": "1", "LIENZO_OPTIMIZE_SECONDS": "12"}
+    with served(tmp_path, fast_folder, environment) as server, ThreadPoolExecutor(2) as pool:
+        slug = fast_model.card.slug
+
+        # What is too much for the optimiser is refused at once, with the time to come back; and nothing else waits.
+        assert optimize(server.url).status_code == 200
+        running = long_optimization(pool, server.url)
+        refused = optimize(server.url)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (429, "busy")
+        assert refused.json()["error"]["hint"]
+        assert 1 <= int(refused.headers["retry-after"]) <= 120
+        assert stylize(server.url, slug).status_code == 200
+        assert not running.done()
+
+        # An optimisation ends after its time with what it has.
+        answer = running.result()
+        assert answer.status_code == 200
+        assert 0 < int(answer.headers["lienzo-steps"]) < 500
+        assert optimize(server.url).status_code == 200
+
+        # A service that dies takes only its own requests along, and comes back.
+        running = long_optimization(pool, server.url)
+        killed = server.workers()["Optimizer"]
+        killed.kill()
+        answer = running.result()
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "unreachable")
+        assert int(answer.headers["retry-after"]) > 0
+        assert stylize(server.url, slug).status_code == 200
+        until = time.monotonic() + 90
+        while (answer := optimize(server.url)).status_code != 200 and time.monotonic() < until:
+            assert answer.status_code == 503
+            time.sleep(1)
+        assert answer.status_code == 200
+        assert server.workers()["Optimizer"].pid != killed.pid
+
+        # The end: an upload is half done, a connection idle, and still the server goes, with all its processes.
+        workers = list(server.workers().values())
+        assert len(workers) == 4
+        with httpx.Client(base_url=server.url) as idle:
+            idle.get("/v1/health")
+            begun = time.monotonic()
+            assert stop(server, signal.SIGTERM) == []
+        assert time.monotonic() - begun < 30
+        assert server.process.returncode == 0
+        assert not any(worker.is_running() for worker in workers)
+        assert not any(str(tmp_path) in " ".join(p.info["cmdline"] or ()) for p in psutil.process_iter(["cmdline"]))
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(f"{server.url}/livez")
+        assert "Traceback" not in server.log.read_text(errors="replace").split("429")[0]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_bentoml_serve_works_in_the_projects_folder_and_ends_cleanly(fast_model, tmp_path, number):
+    environment = {"LIENZO_MODELS": str(fast_model.folder.parent)}
+    with served(tmp_path, environment=environment, program="bentoml") as server:
+        assert fast_model.card.slug in httpx.get(f"{server.url}/v1/health").json()["models"]
+        assert stylize(server.url, fast_model.card.slug).status_code == 200
+        assert stop(server, number) == []
+        assert server.process.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "environment", "complaint"),
+    [
+        (["--device", "tpu"], {}, "device is 'tpu', expected one of auto, cpu, cuda."),
+        (["--models", "/no/such/folder"], {}, "'/no/such/folder' is not a folder."),
+        (["--gallery", "/no/such/folder"], {}, "There is no gallery folder /no/such/folder"),
+        (["--host", "nowhere.invalid"], {}, "nothing can listen on nowhere.invalid:"),
+        ([], {"LIENZO_SIZE": "large"}, "the environment variable LIENZO_SIZE is 'large'"),
+        ([], {"LIENZO_DEVICE": "tpu"}, "device is 'tpu'"),
+    ],
+)
+def test_a_server_that_cannot_work_does_not_start(vgg19_weights, options, environment, complaint):
+    done = serve_in_vain(["--port", str(free_port()), *options], environment)
+    assert complaint in done.stderr
+
+
+def test_a_port_that_is_taken_is_said_before_anything_is_done(server_process):
+    port = server_process.url.rsplit(":", 1)[1]
+    done = serve_in_vain(["--port", port])
+    assert f"nothing can listen on 127.0.0.1:{port}: Address already in use." in done.stderr
+
+
+def serve_in_vain(options: list[str], environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """A run of `lienzo serve` that must end by itself with code 2 and one line."""
+    done = subprocess.run(
+        [SCRIPTS / "lienzo", "serve", *options],
+        cwd=ROOT,
+        env=os.environ | (environment or {}),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr
+    lines = done.stderr.splitlines()
+    assert len([line for line in lines if line.startswith("error: ")]) == 1 and lines[-1].startswith("error: ")
+    assert "Traceback" not in done.stderr and done.stdout == ""
+    return done
+
+
+def test_the_stylizer_never_loads_pytorch():
+    code = "import sys, services.stylizer; sys.exit('torch' in sys.modules)"
+    environment = {**os.environ, "BENTOML_DO_NOT_TRACK": "True"}
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(ROOT), env=environment, check=False).returncode == 0
