@@ -482,6 +482,8 @@ def _format(output: Path) -> str:
         )
     if not output.parent.is_dir():
         raise InvalidInput(f"the folder '{output.parent}' does not exist.", hint="Create it first.", field="output")
+    if output.is_dir():
+        raise InvalidInput(f"'{output}' is a folder.", hint="Name a file.", field="output")
     return format
 
 

@@ -101,6 +101,14 @@ def stop(server: Server, number: int = signal.SIGTERM) -> list[psutil.Process]:
     return left
 
 
+def raw(url: str, request: bytes, *, wait: bool = True) -> bytes:
+    """What the server answers to these bytes: a client would tidy an address, or refuse to send it."""
+    host, port = url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        connection.sendall(request)
+        return b"".join(iter(lambda: connection.recv(65536), b"")) if wait else b""
+
+
 def _wait_until_ready(server: Server) -> None:
     until = time.monotonic() + START_SECONDS
     while time.monotonic() < until:

@@ -8,7 +8,6 @@ import hashlib
 import io
 import json
 import re
-import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import unquote
@@ -21,6 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from scenes import hills, strokes
+from serving import raw
 from test_images import CODE_OF
 
 from shared import images
@@ -81,14 +81,6 @@ def refused(answer: httpx.Response, status: int, code: str, *, field: str | None
     assert error["hint"]
     assert "Traceback" not in answer.text and "services/" not in answer.text
     return error
-
-
-def raw(server_url: str, request: bytes, *, wait: bool = True) -> bytes:
-    """What the server answers to these bytes: a client would tidy an address, or refuse to send it."""
-    host, port = server_url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=10) as connection:
-        connection.sendall(request)
-        return b"".join(iter(lambda: connection.recv(65536), b"")) if wait else b""
 
 
 def stylize(client, image: bytes, *, style_image: bytes | None = None, path="/v1/stylize", **fields) -> httpx.Response:
