@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import os
@@ -169,18 +170,22 @@ def stylize(
     as_json: AsJson = False,
 ) -> None:
     """Paint a picture in a fast style; in the style of a picture where STYLE is one (slower: it is optimised)."""
-    from shared.fast_models import SHIPPED, FastModel, ModelLibrary, read_card
+    from shared.fast_models import SHIPPED, SLUG, FastModel, ModelLibrary, read_card
     from shared.fast_painting import paint_fast
 
     format = _format(output)
     path = Path(style)
     if path.is_file():
-        _optimize_files(
-            picture, path, output, size or 512, as_json, device, strength, preserve_color, {"steps": steps, "scales": 3}
-        )
+        _optimize_files(picture, path, output, size or 512, as_json, device, strength, preserve_color, {"steps": steps})
         return
     if path.is_dir():
         model = FastModel(path, read_card(path), device)
+    elif not SLUG.fullmatch(style):
+        raise InvalidInput(
+            f"'{style}' is no file, no folder, and no slug of a style.",
+            hint="Name a picture, a model's folder, or a style that `lienzo models` lists.",
+            field="style",
+        )
     else:
         model = ModelLibrary((SHIPPED, *(models or ())), device=device)[style]
     recipe = {"Software": "Lienzo", "Style": model.card.slug, "Engine": "fast"}
@@ -217,7 +222,7 @@ def optimize(
     optimizer: Annotated[str, typer.Option(help="adam or lbfgs.")] = "adam",
     start: Annotated[str, typer.Option(help="content, style, noise or grey.")] = "content",
     scales: Annotated[int, typer.Option(help="Paint coarse to fine over this many sizes.")] = 3,
-    learning_rate: Annotated[float, typer.Option(help="Of Adam.")] = 0.02,
+    learning_rate: Annotated[float, typer.Option(help="Of Adam.")] = 0.03,
     seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
     content_weight: Annotated[float | None, typer.Option(help="Weight of the content loss.")] = None,
     style_weight: Annotated[float | None, typer.Option(help="Weight of the style loss.")] = None,
@@ -235,7 +240,7 @@ def optimize(
 
     Example: `lienzo optimize photo.jpg painting.jpg -o out.png --steps 300`
     """
-    from shared.perceptual_loss import LossSettings
+    from shared.optimizer import DEFAULT_LOSS
 
     loss: dict[str, Any] = {
         "content_weight": content_weight,
@@ -251,7 +256,7 @@ def optimize(
         "scales": scales,
         "learning_rate": learning_rate,
         "seed": seed,
-        "loss": LossSettings(**{name: value for name, value in loss.items() if value is not None}),
+        "loss": dataclasses.replace(DEFAULT_LOSS, **{n: value for n, value in loss.items() if value is not None}),
     }
     _optimize_files(content, style, output, size, as_json, device, strength, preserve_color, settings)
 

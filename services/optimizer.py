@@ -54,7 +54,7 @@ class Optimizer:
             self._encoder,
             content,
             style,
-            OptimizerSettings(steps=steps, scales=3, seed=seed),
+            OptimizerSettings(steps=steps, seed=seed),
             start=start,
             size=size,
             strength=strength,

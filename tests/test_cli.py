@@ -86,7 +86,7 @@ def test_the_spellings_that_others_rely_on_are_there():
         "stylize": ["PICTURE", "--style", "--output", "-o", "--size", "--strength", "--preserve-color"],
         "optimize": ["CONTENT", "STYLE", "--output", "-o", "--steps", "--size", "--seed"],
     }.items():
-        assert [option for option in options if option not in helps[name]] == []
+        assert [option for option in options if option.lower() not in helps[name].lower()] == []
 
 
 def test_no_command_is_an_error_that_shows_the_help():
@@ -313,6 +313,8 @@ def test_a_file_that_does_not_exist_is_named(fast_model, photo, tmp_path):
 def test_a_style_that_does_not_exist_is_named_with_those_that_do(twin, photo, tmp_path):
     line = refused("stylize", photo, "--style", "no-such-style", "--models", twin.folder, "-o", tmp_path / "out.png")
     assert "'no-such-style'" in line and "the-twin" in line
+    line = refused("stylize", photo, "--style", tmp_path / "missing.jpg", "-o", tmp_path / "out.png")
+    assert "missing.jpg' is no file, no folder, and no slug of a style." in line
 
 
 def test_a_models_folder_that_does_not_match_its_card_is_refused(twin, photo, tmp_path):

@@ -151,6 +151,13 @@ def test_pictures_at_one_distance_keep_the_gallerys_order(n, dimensions):
     assert len({distance for _, distance in found}) == 1
 
 
+def test_copies_of_two_pictures_keep_the_gallerys_order():
+    which = np.random.default_rng(0).integers(0, 2, 300)
+    index = of_vectors(np.eye(2)[which])
+    expected = [f"p{i}" for i in np.flatnonzero(which == 1)][:MAX_K]
+    assert [id for id, _ in index.nearest(np.array([0, 1], np.float32), MAX_K)] == expected
+
+
 def test_a_picture_is_no_style_for_itself(index):
     own = index.embedding("strokes-0")
     (nearest,) = index.nearest(own, 1)

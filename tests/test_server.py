@@ -137,15 +137,13 @@ def test_a_port_that_is_taken_is_said_before_anything_is_done(server_process):
 
 def serve_in_vain(options: list[str], environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     """A run of `lienzo serve` that must end by itself with code 2 and one line."""
-    done = subprocess.run(
-        [SCRIPTS / "lienzo", "serve", *options],
-        cwd=ROOT,
-        env=os.environ | (environment or {}),
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    command = [SCRIPTS / "lienzo", "serve", *options]
+    pipe, environment = subprocess.PIPE, os.environ | (environment or {})
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=pipe, stderr=pipe, text=True) as process:
+        try:
+            done = subprocess.CompletedProcess(command, process.wait(timeout=120), *process.communicate())
+        finally:
+            process.terminate()  # where it serves all the same, its services go with it
     assert done.returncode == 2, done.stderr
     lines = done.stderr.splitlines()
     assert len([line for line in lines if line.startswith("error: ")]) == 1 and lines[-1].startswith("error: ")

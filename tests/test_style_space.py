@@ -31,8 +31,9 @@ def space() -> StyleSpace:
 # --- statistics ----------------------------------------------------------------------------------------------------
 
 
-def test_statistics_are_means_and_deviations_of_every_layer(encoder):
-    picture = strokes(LONGER_SIDE, 240)
+@pytest.mark.parametrize("height", [32, 240])
+def test_statistics_are_means_and_deviations_of_every_layer(encoder, height):
+    picture = strokes(LONGER_SIDE, height)
     found = style_statistics(encoder, picture)
     assert found.shape == (D,) and found.dtype == np.float32 and (found >= 0).all()
     features = encoder(to_tensor(picture), LAYERS)

@@ -573,7 +573,12 @@ def test_the_comparison_is_with_the_optimiser_from_noise(vgg19, style, paths, st
     target = judge.style_target(style)
     unchanged, optimised = [], []
     for i, content in enumerate(contents.split(1)):
-        painting = optimize(content, style, encoder, OptimizerSettings(steps=3, start="noise", seed=i, loss=loss))
+        painting = optimize(
+            content,
+            style,
+            encoder,
+            OptimizerSettings(steps=3, start="noise", scales=1, learning_rate=0.02, seed=i, loss=loss),
+        )
         for picture, totals in ((content, unchanged), (painting.picture, optimised)):
             with torch.no_grad():
                 totals.append(judge(picture, judge.content_target(content), target).values()["total"])

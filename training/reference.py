@@ -57,7 +57,7 @@ def compare_with_reference(
 
         with torch.no_grad():
             network_totals.append(total(network(content)))
-        settings = OptimizerSettings(steps=steps, start="noise", seed=i, loss=loss)
+        settings = OptimizerSettings(steps=steps, start="noise", scales=1, learning_rate=0.02, seed=i, loss=loss)
         optimize(content, style, encoder, settings, on_iteration=record)
     network_total = statistics.median(network_totals)
     medians = {mark: statistics.median(values) for mark, values in optimizer_totals.items()}
