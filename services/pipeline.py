@@ -67,9 +67,9 @@ class Outcome:
         finally:
             self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - began
 
-    def recipe(self) -> dict[str, str]:
-        """What is written into the picture's metadata."""
-        facts = {"Content": self.content, "Style": self.style, "Engine": self.engine, "Model": self.model}
+    def recipe(self, model: str) -> dict[str, str]:
+        """What is written into the picture's metadata; ``model`` is the fast model that had a part in it, if any."""
+        facts = {"Content": self.content, "Style": self.style, "Engine": self.engine, "Model": model}
         return {"Software": "Lienzo"} | {key: value for key, value in facts.items() if value}
 
 
@@ -94,6 +94,7 @@ class Style:
     title: str = ""
     data: bytes | None = None
     embedding: Any = None
+    style_space: str = ""
     slug: str = ""
 
 
@@ -151,12 +152,12 @@ def named_style(services: Services, style_id: str) -> Style:
             hint=f"Fast styles are: {', '.join(slugs)}." if slugs else error.hint,
             field="style",
         ) from error
-    return Style(style_id, picture["title"], picture["data"], picture["embedding"])
+    return Style(style_id, picture["title"], picture["data"], picture["embedding"], picture["style_space"])
 
 
 def uploaded_style(services: Services, picture: bytes) -> Style:
     """The style of an uploaded picture."""
-    return Style("upload", data=picture, embedding=call(services.retriever.embed, picture=picture))
+    return Style("upload", data=picture, **call(services.retriever.embed, picture=picture))
 
 
 def paint(services: Services, content: bytes, style: Style, brush: Brush, outcome: Outcome) -> None:
@@ -172,7 +173,7 @@ def paint(services: Services, content: bytes, style: Style, brush: Brush, outcom
             )
         outcome.model = style.slug
     else:
-        nearest = call(services.stylizer.nearest, embedding=style.embedding)
+        nearest = call(services.stylizer.nearest, embedding=style.embedding, style_space=style.style_space)
         if nearest is not None:
             outcome.model, outcome.model_distance = nearest["slug"], nearest["distance"]
     known = bool(style.slug) or (nearest is not None and nearest["inside"])
@@ -188,7 +189,7 @@ def paint(services: Services, content: bytes, style: Style, brush: Brush, outcom
         )
     with outcome.timed("paint"):
         if outcome.engine == "fast":
-            painted = _paint_fast(services, content, brush, outcome, outcome.recipe())
+            painted = _paint_fast(services, content, brush, outcome, outcome.recipe(outcome.model))
         else:
             start = None
             if nearest is not None and nearest["distance"] <= WARM_START_DISTANCE:
@@ -204,7 +205,7 @@ def paint(services: Services, content: bytes, style: Style, brush: Brush, outcom
                 strength=brush.strength,
                 preserve_color=brush.preserve_color,
                 format=brush.format,
-                recipe=outcome.recipe(),
+                recipe=outcome.recipe(outcome.model if start else ""),
             )
             outcome.steps = painted["steps"]
     outcome.data = painted["data"]

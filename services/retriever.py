@@ -66,7 +66,12 @@ class Retriever:
             data = record.path.read_bytes()
         except OSError as error:
             raise NotFound(f"the file of picture '{record.id}' is gone.", hint="Choose another picture.") from error
-        return {**_record(record), "data": data, "embedding": self._retrieval.index.embedding(record.id)}
+        return {
+            **_record(record),
+            "data": data,
+            "embedding": self._retrieval.index.embedding(record.id),
+            "style_space": self._retrieval.space.fingerprint,
+        }
 
     @bentoml.api
     @answers
@@ -78,8 +83,9 @@ class Retriever:
     @bentoml.api
     @answers
     def embed(self, picture: bytes) -> Answer:
-        """The style embedding of an uploaded picture."""
-        return self._retrieval.embed(decode(picture, limits=self._limits))
+        """The style embedding of an uploaded picture, and the space that it lies in."""
+        embedding = self._retrieval.embed(decode(picture, limits=self._limits))
+        return {"embedding": embedding, "style_space": self._retrieval.space.fingerprint}
 
     @bentoml.api
     @answers

@@ -14,7 +14,8 @@ from shared.fast_painting import paint_fast
 from shared.images import DecodeLimits
 
 
-@bentoml.service(traffic={"timeout": 120}, runner_connection=CONNECTION, threads=4)
+# Two at a time: while one is decoded or encoded the other has the processors. At 2048 pixels each takes up to 3 GB.
+@bentoml.service(traffic={"timeout": 120}, runner_connection=CONNECTION, threads=2)
 class Stylizer:
     """Paints with the fast models found in the shipped folder and those of ``LIENZO_MODELS``."""
 
@@ -49,9 +50,9 @@ class Stylizer:
 
     @bentoml.api
     @answers
-    def nearest(self, embedding: Any) -> Answer:
+    def nearest(self, embedding: Any, style_space: str) -> Answer:
         """The model whose cluster's centre is nearest to a style embedding: slug, distance, radius; or None."""
-        found = self._library.nearest(np.asarray(embedding, np.float32))
+        found = self._library.nearest(np.asarray(embedding, np.float32), style_space)
         return found and {"slug": found.model.card.slug, "distance": found.distance, "inside": found.inside}
 
     @bentoml.api

@@ -41,6 +41,16 @@ def explain_errors(command: Callable[P, R]) -> Callable[P, R]:
             logging.getLogger(__name__).debug("the command failed", exc_info=True)
             notices.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
             raise typer.Exit(EXIT_BAD_INPUT) from error
+        except ModuleNotFoundError as error:
+            notices.print(
+                f"error: the package '{error.name}' is not installed. Install what training needs: "
+                "pip install -e '.[train]'",
+                style="red",
+                markup=False,
+                highlight=False,
+                soft_wrap=True,
+            )
+            raise typer.Exit(EXIT_BAD_INPUT) from error
         except KeyboardInterrupt:
             notices.print("interrupted", style="yellow")
             raise typer.Exit(EXIT_INTERRUPTED) from None

@@ -219,15 +219,19 @@ class ModelLibrary:
             )
         return self.models[slug]
 
-    def nearest(self, embedding: np.ndarray) -> ServingModel | None:
-        """The model whose cluster's centre is nearest to a style embedding; None where no model has a cluster.
+    def nearest(self, embedding: np.ndarray, style_space: str) -> ServingModel | None:
+        """The model whose cluster's centre is nearest to a style embedding; None where no model has a cluster there.
 
-        Models of another style space than the embedding's, by their number of dimensions, are left out.
+        Models of another style space are left out: distances between spaces mean nothing.
+
+        Args:
+            embedding: ``[K]``.
+            style_space: fingerprint of the space that the embedding lies in.
         """
         found = [
             ServingModel(model, cosine_distance(np.asarray(cluster.centre, np.float32), embedding))
             for model in self.models.values()
-            if (cluster := model.card.cluster) is not None and len(cluster.centre) == len(embedding)
+            if (cluster := model.card.cluster) is not None and cluster.style_space == style_space
         ]
         return min(found, key=lambda candidate: candidate.distance, default=None)
 

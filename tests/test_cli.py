@@ -169,6 +169,7 @@ def test_stylize_with_a_picture_optimises(vgg19_weights, photo, painting, tmp_pa
 # Optimize
 
 
+@pytest.mark.slow
 def test_optimize_paints_and_reports(vgg19_weights, photo, painting, tmp_path):
     out = tmp_path / "out.png"
     facts = done("optimize", photo, painting, "-o", out, "--size", 96, "--steps", 6)
@@ -200,6 +201,7 @@ def test_a_seed_gives_one_picture(vgg19_weights, photo, painting, tmp_path):
 # Paint
 
 
+@pytest.mark.slow
 def test_paint_does_the_main_job_without_a_server(vgg19_weights, twin, tmp_path):
     out = tmp_path / "boat.png"
     words = ["A boat trip on a sunny day", "--description", "From a boat you can see the city."]
@@ -215,6 +217,7 @@ def test_paint_does_the_main_job_without_a_server(vgg19_weights, twin, tmp_path)
     assert (facts["engine"], facts["model"], facts["style"]) == ("fast", "the-twin", twin.picture_id)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [

@@ -212,15 +212,18 @@ def test_a_folder_of_models_that_does_not_exist_is_refused(tmp_path):
 # --- the nearest model ---------------------------------------------------------------------------------------------
 
 
+SPACE = cluster([1.0], radius=1)["style_space"]
+
+
 def test_the_nearest_model_and_whether_it_knows_the_style(folder):
     write_negative(folder, "east", cluster=cluster([1.0, 0.0], radius=0.2))
     write_negative(folder, "north", cluster=cluster([0.0, 1.0], radius=0.2))
-    write_negative(folder, "other-space", cluster=cluster([1.0, 0.0, 0.0], radius=2))
+    write_negative(folder, "other-space", cluster=cluster([1.0, 0.0], radius=2) | {"style_space": "f" * 16})
     write_negative(folder, "no-cluster")
     library = ModelLibrary([folder])
     for degrees in (0, 20, 40, 50, 80, 90, 200):
         angle = math.radians(degrees)
-        found = library.nearest(np.array([math.cos(angle), math.sin(angle)], np.float32))
+        found = library.nearest(np.array([math.cos(angle), math.sin(angle)], np.float32), SPACE)
         expected = {"east": 1 - math.cos(angle), "north": 1 - math.sin(angle)}
         slug = min(expected, key=expected.get)
         assert found.model.card.slug == slug, degrees
@@ -231,14 +234,14 @@ def test_the_nearest_model_and_whether_it_knows_the_style(folder):
 def test_the_edge_of_a_cluster_belongs_to_it(folder):
     write_negative(folder, "edge", cluster=cluster([1.0, 0.0], radius=1.0))
     library = ModelLibrary([folder])
-    assert library.nearest(np.array([0, 1], np.float32)).inside
-    assert not library.nearest(np.array([-0.01, 1], np.float32)).inside
+    assert library.nearest(np.array([0, 1], np.float32), SPACE).inside
+    assert not library.nearest(np.array([-0.01, 1], np.float32), SPACE).inside
 
 
 def test_nothing_is_near_where_no_model_has_a_cluster(folder):
     write_negative(folder, "no-cluster")
-    assert ModelLibrary([folder]).nearest(np.ones(4, np.float32)) is None
-    assert ModelLibrary([]).nearest(np.ones(4, np.float32)) is None
+    assert ModelLibrary([folder]).nearest(np.ones(4, np.float32), SPACE) is None
+    assert ModelLibrary([]).nearest(np.ones(4, np.float32), SPACE) is None
 
 
 vectors = arrays.arrays(np.float32, 5, elements=st.floats(-100, 100, width=32))

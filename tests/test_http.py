@@ -786,6 +786,7 @@ def test_a_painting_survives_any_number_of_other_requests(client, photo, slug):
     assert [picture_of(painting.result()).size for painting in paintings] == [(1024, 768)] * 4
 
 
+@pytest.mark.slow
 def test_a_fast_request_does_not_wait_for_an_optimisation(client, photo, slug):
     with ThreadPoolExecutor(1) as pool:
         slow = pool.submit(stylize, client, photo, style=ANOTHER, size=256, steps=60, engine="optimize")

@@ -396,7 +396,7 @@ class Recorded(SimpleNamespace):
         super().__init__(
             stylizer=SimpleNamespace(
                 slugs=lambda: {"ok": [] if distance is None else ["known"]},
-                nearest=lambda embedding: {"ok": nearest},
+                nearest=lambda embedding, style_space: {"ok": nearest},
                 paint=lambda **asked: self.painted("fast", asked),
             ),
             optimizer=SimpleNamespace(paint=lambda **asked: self.painted("optimize", asked)),

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 import typer
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,7 +17,7 @@ from scenes import hills, strokes, write_hills
 from typer.testing import CliRunner, Result
 
 from shared.errors import InvalidInput
-from shared.fast_models import ModelLibrary, read_card
+from shared.fast_models import SHIPPED, ModelLibrary, read_card
 from shared.fast_painting import paint_fast
 from shared.files import sha256
 from shared.galleries import open_gallery
@@ -23,6 +25,7 @@ from shared.gallery_index import GalleryIndex
 from shared.images import decode, encode
 from shared.perceptual_loss import LossSettings
 from shared.style_space import StyleSpace
+from shared.transform_network import TransformNetwork
 from training import train_command
 from training.checkpoints import save_checkpoint
 from training.cli import app, parse_duration
@@ -166,7 +169,7 @@ BAD_OPTIONS = [
     ({"style-weight": -1}, "style_weight is -1"),
     ({"learning-rate": 0}, "learning_rate is 0"),
     ({"reference-pairs": 9}, "reference_pairs is 9"),
-    ({"init": "unknown"}, "there is no checkpoint in 'unknown'"),
+    ({"init": "unknown"}, "neither a training"),
 ]
 BAD_PICTURES = [
     ({"style": "missing.png"}, "missing.png"),
@@ -270,7 +273,7 @@ def test_a_style_is_trained_exported_and_served(pictures, tmp_path, vgg19_weight
     painted = decode(paint_fast(library["strokes"], encode(hills(75, 61))).data)
     assert painted.size == (75, 61)
     assert np.asarray(painted).std() > 1, "not blank"
-    assert library.nearest(np.array(card.cluster.centre, np.float32)).inside
+    assert library.nearest(np.array(card.cluster.centre, np.float32), card.cluster.style_space).inside
 
 
 def test_a_folder_of_styles_makes_one_card_with_all_of_them(pictures, tmp_path, vgg19_weights, monkeypatch):
@@ -389,3 +392,23 @@ def test_a_sheet_of_an_unknown_kind_or_picture_is_refused(gallery, tmp_path):
         lienzo_train(*arguments, "--picture", "unknown", "-o", tmp_path / "sheet.png")
     )
     assert [path.name for path in tmp_path.iterdir()] == ["models"]
+
+
+def test_a_training_can_start_from_a_shipped_style_or_a_models_folder(tmp_path):
+    job = SimpleNamespace(output=tmp_path, init="udnie")
+    shipped = train_command._initial_state(job)
+    assert {n: t.shape for n, t in shipped.items()} == {
+        n: t.shape for n, t in TransformNetwork("half").state_dict().items()
+    }
+    network = TransformNetwork("half").eval()
+    network.load_state_dict(shipped)
+    pictures = torch.rand(1, 3, 40, 52, generator=torch.Generator().manual_seed(0))
+    model = ModelLibrary((SHIPPED,))["udnie"]
+    with torch.no_grad():
+        assert np.abs(network(pictures).numpy() - model.paint(pictures.numpy())).max() < 1e-3
+    job.init = str(model.folder)
+    assert all(torch.equal(tensor, shipped[name]) for name, tensor in train_command._initial_state(job).items())
+    job.init = "no-such-style"
+    with pytest.raises(InvalidInput, match="no-such-style") as refusal:
+        train_command._initial_state(job)
+    assert "udnie" in refusal.value.hint

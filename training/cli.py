@@ -42,7 +42,7 @@ def style(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder that the model's folder goes into.")],
     title: Annotated[str, typer.Option(help="Human name; the style picture's title where not given.")] = "",
     init: Annotated[
-        str, typer.Option(help="Start from this style: a trained run's slug, or a checkpoint folder.")
+        str, typer.Option(help="Start from this style: a slug trained here or shipped, or a run's or model's folder.")
     ] = "",
     time_budget: Annotated[
         str, typer.Option(help="Train at most this long, like 15m, 90s or 2h; export and comparison come on top.")
@@ -74,7 +74,7 @@ def style(
     Checkpoints, TensorBoard curves and sample sheets are kept in `OUTPUT/.training/NAME`. The same command run again
     goes on where it was interrupted.
     """
-    # Here, so that --help does not wait for PyTorch.
+    # Here, so that --help does not wait for ONNX and matplotlib.
     from training.train_command import StyleJob, run_style_job
 
     job = StyleJob(

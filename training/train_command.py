@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
+import onnx
 import torch
 from torch import Tensor
 
@@ -191,8 +192,24 @@ def _read_style(path: Path, size: int) -> Tensor:
 
 
 def _initial_state(job: StyleJob) -> dict[str, Tensor]:
-    sibling = job.output / ".training" / job.init
-    return _checkpoint_state(sibling if sibling.is_dir() else Path(job.init))[1]
+    """The network to start from: a training beside this one, any run folder, or a fast model by folder or slug."""
+    folder = Path(job.init)
+    for run in (job.output / ".training" / job.init, folder):
+        if load_checkpoint(run) is not None:
+            return _checkpoint_state(run)[1]
+    model = next((f for f in (folder, fast_models.SHIPPED / job.init) if (f / fast_models.CARD_FILE).is_file()), None)
+    if model is None:
+        raise InvalidInput(
+            f"'{job.init}' is neither a training, nor a model's folder, nor a shipped style.",
+            hint=f"Shipped styles are: {', '.join(sorted(fast_models.ModelLibrary().models))}.",
+            field="init",
+        )
+    fast_models.read_card(model)
+    # The export keeps the names of the network's own tensors.
+    graph = onnx.load(model / fast_models.MODEL_FILE).graph
+    names = TransformNetwork("quarter").state_dict().keys()
+    tensors = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer if tensor.name in names}
+    return {name: torch.from_numpy(array.copy()) for name, array in tensors.items()}
 
 
 def _checkpoint_state(run: Path) -> tuple[str, dict[str, Tensor]]:
