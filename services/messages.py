@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import aiohttp
 from bentoml.exceptions import BentoMLException
 
 from shared import errors
-from shared.errors import LienzoError
+from shared.errors import LienzoError, PictureError
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +25,16 @@ Answer = dict[str, Any]
 # By default BentoML closes its client to a service after 100 calls or five minutes, and with it the connections of
 # calls that are still being answered: a painting would end in an error because somebody else asked for something.
 CONNECTION = {"max_requests": 2**31, "max_age": 1e9}
+
+
+@contextmanager
+def about(field: str) -> Iterator[None]:
+    """Name the request's field in a picture's refusal: the decoder does not know where its bytes came from."""
+    try:
+        yield
+    except PictureError as error:
+        error.field = error.field or field
+        raise
 
 
 class Busy(LienzoError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bentoml
 
-from services.messages import CONNECTION, Answer, answers
+from services.messages import CONNECTION, Answer, about, answers
 from services.settings import settings
 from shared import weights
 from shared.devices import keep_freed_memory, pick_device, pick_dtype
@@ -50,20 +50,22 @@ class Optimizer:
         recipe: dict,
     ) -> Answer:
         """Paint ``content`` in the style of ``style``; see :func:`shared.optimized_painting.paint_optimized`."""
-        painting = paint_optimized(
-            self._encoder,
-            content,
-            style,
-            OptimizerSettings(steps=steps, seed=seed),
-            start=start,
-            size=size,
-            strength=strength,
-            preserve_color=preserve_color,
-            format=format,
-            recipe=recipe,
-            max_seconds=_CONFIG.optimize_seconds,
-            limits=self._limits,
-        )
+        # The style picture was decoded for its embedding before: what fails here is the content.
+        with about("image"):
+            painting = paint_optimized(
+                self._encoder,
+                content,
+                style,
+                OptimizerSettings(steps=steps, seed=seed),
+                start=start,
+                size=size,
+                strength=strength,
+                preserve_color=preserve_color,
+                format=format,
+                recipe=recipe,
+                max_seconds=_CONFIG.optimize_seconds,
+                limits=self._limits,
+            )
         return {
             "data": painting.data,
             "seconds": dict(painting.seconds),

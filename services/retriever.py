@@ -6,7 +6,7 @@ from typing import Any
 
 import bentoml
 
-from services.messages import CONNECTION, Answer, answers
+from services.messages import CONNECTION, Answer, about, answers
 from services.settings import settings
 from shared import weights
 from shared.devices import pick_device, pick_dtype
@@ -54,7 +54,8 @@ class Retriever:
         if content_id is not None:
             matches = self._retrieval.style_of(content_id, k)
         else:
-            matches = self._retrieval.style_like(decode(picture, limits=self._limits), k)
+            with about("image"):
+                matches = self._retrieval.style_like(decode(picture, limits=self._limits), k)
         return [_match(match) for match in matches]
 
     @bentoml.api
@@ -84,7 +85,8 @@ class Retriever:
     @answers
     def embed(self, picture: bytes) -> Answer:
         """The style embedding of an uploaded picture, and the space that it lies in."""
-        embedding = self._retrieval.embed(decode(picture, limits=self._limits))
+        with about("style_image"):
+            embedding = self._retrieval.embed(decode(picture, limits=self._limits))
         return {"embedding": embedding, "style_space": self._retrieval.space.fingerprint}
 
     @bentoml.api

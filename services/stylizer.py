@@ -7,7 +7,7 @@ from typing import Any
 import bentoml
 import numpy as np
 
-from services.messages import CONNECTION, Answer, answers
+from services.messages import CONNECTION, Answer, about, answers
 from services.settings import settings
 from shared.fast_models import FastModel, ModelLibrary
 from shared.fast_painting import paint_fast
@@ -62,14 +62,15 @@ class Stylizer:
     ) -> Answer:
         """Paint an encoded picture; see :func:`shared.fast_painting.paint_fast`."""
         model: FastModel = self._library[slug]
-        painting = paint_fast(
-            model,
-            picture,
-            size=size,
-            strength=strength,
-            preserve_color=preserve_color,
-            format=format,
-            recipe=recipe,
-            limits=self._limits,
-        )
+        with about("image"):
+            painting = paint_fast(
+                model,
+                picture,
+                size=size,
+                strength=strength,
+                preserve_color=preserve_color,
+                format=format,
+                recipe=recipe,
+                limits=self._limits,
+            )
         return {"data": painting.data, "seconds": painting.seconds, "provider": model.provider}

@@ -293,14 +293,16 @@ def test_hostile_bytes_are_refused_by_reason_and_at_once(client, slug, name):
     began = time.monotonic()
     answer = stylize(client, HOSTILE[name], style=slug, size=64)
     assert time.monotonic() - began < 2
-    refused(answer, STATUS[code], code)
+    refused(answer, STATUS[code], code, field="image")
 
 
 @pytest.mark.parametrize("name", ["empty", "text", "png-1x1", "png-30000x30000", "jpeg-half", "png-text-bomb"])
 def test_hostile_styles_are_refused_wherever_they_are_sent(client, photo, name):
     code = CODE_OF[name]
-    refused(stylize(client, photo, style_image=HOSTILE[name], size=64), STATUS[code], code)
-    refused(client.post("/v1/retrieve/style", files={"image": ("a.jpg", HOSTILE[name])}), STATUS[code], code)
+    refused(stylize(client, photo, style_image=HOSTILE[name], size=64), STATUS[code], code, field="style_image")
+    refused(
+        client.post("/v1/retrieve/style", files={"image": ("a.jpg", HOSTILE[name])}), STATUS[code], code, field="image"
+    )
 
 
 def test_the_name_and_the_declared_kind_of_a_picture_do_not_count(client, slug):
@@ -309,7 +311,7 @@ def test_the_name_and_the_declared_kind_of_a_picture_do_not_count(client, slug):
         answer = client.post("/v1/stylize", files=files, data={"style": slug, "size": "64"})
         assert picture_of(answer).size == (64, 48)
     files = {"image": ("picture.jpg", HOSTILE["text"], "image/jpeg")}
-    refused(client.post("/v1/stylize", files=files, data={"style": slug}), 415, "not_a_picture")
+    refused(client.post("/v1/stylize", files=files, data={"style": slug}), 415, "not_a_picture", field="image")
 
 
 def test_a_picture_too_elongated_to_paint_is_refused(client, slug):
