@@ -16,7 +16,7 @@ from shared.errors import InvalidInput, NotFound
 WARM_START_DISTANCE = 0.8
 """Cosine distance between a style and the nearest network's cluster up to which the optimiser starts from the network's
 painting. A painting in a foreign style is a worse start than the bare content: from 0.93 away, 60 steps at 256 pixels
-end at a total loss of 1.78 instead of 1.62."""
+end at a total loss of 1.78 instead of 1.62 (style weight 5)."""
 
 
 class Services(Protocol):

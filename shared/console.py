@@ -39,16 +39,11 @@ def explain_errors(command: Callable[P, R]) -> Callable[P, R]:
             return command(*args, **kwargs)
         except (LienzoError, OSError) as error:
             logging.getLogger(__name__).debug("the command failed", exc_info=True)
-            notices.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+            _complain(error)
             raise typer.Exit(EXIT_BAD_INPUT) from error
         except ModuleNotFoundError as error:
-            notices.print(
-                f"error: the package '{error.name}' is not installed. Install what training needs: "
-                "pip install -e '.[train]'",
-                style="red",
-                markup=False,
-                highlight=False,
-                soft_wrap=True,
+            _complain(
+                f"the package '{error.name}' is not installed. Install what training needs: pip install -e '.[train]'"
             )
             raise typer.Exit(EXIT_BAD_INPUT) from error
         except KeyboardInterrupt:
@@ -56,6 +51,10 @@ def explain_errors(command: Callable[P, R]) -> Callable[P, R]:
             raise typer.Exit(EXIT_INTERRUPTED) from None
 
     return wrapped
+
+
+def _complain(problem: object) -> None:
+    notices.print(f"error: {problem}", style="red", markup=False, highlight=False, soft_wrap=True)
 
 
 @contextmanager

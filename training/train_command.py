@@ -195,8 +195,8 @@ def _initial_state(job: StyleJob) -> dict[str, Tensor]:
     """The network to start from: a training beside this one, any run folder, or a fast model by folder or slug."""
     folder = Path(job.init)
     for run in (job.output / ".training" / job.init, folder):
-        if load_checkpoint(run) is not None:
-            return _checkpoint_state(run)[1]
+        if (checkpoint := load_checkpoint(run)) is not None:
+            return checkpoint["network"]
     model = next((f for f in (folder, fast_models.SHIPPED / job.init) if (f / fast_models.CARD_FILE).is_file()), None)
     if model is None:
         raise InvalidInput(
