@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 import os
@@ -15,6 +14,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from services.optimize_command import ADAIN, load_encoder
 from shared import weights as weights_library
 from shared.console import bar, console, explain_errors, notices, stages
 from shared.errors import InvalidInput, WeightsUnavailable
@@ -51,6 +51,18 @@ def _options(verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log 
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s %(name)s: %(message)s"
     )
+
+
+def _show_presets(wanted: bool) -> None:
+    if not wanted:
+        return
+    from shared.presets import PRESETS
+
+    table = Table("preset", "what it does", "source", show_lines=True)
+    for each in PRESETS.values():
+        table.add_row(each.name, each.summary, each.source)
+    console.print(table)
+    raise typer.Exit
 
 
 @app.command()
@@ -176,7 +188,17 @@ def stylize(
     format = _format(output)
     path = Path(style)
     if path.is_file():
-        _optimize_files(picture, path, output, size or 512, as_json, device, strength, preserve_color, {"steps": steps})
+        optimize(
+            picture,
+            [path],
+            output,
+            size=size,
+            steps=steps,
+            strength=strength,
+            preserve_color=preserve_color,
+            device=device,
+            as_json=as_json,
+        )
         return
     if path.is_dir():
         model = FastModel(path, read_card(path), device)
@@ -215,50 +237,148 @@ def stylize(
 @explain_errors
 def optimize(
     content: Annotated[Path, typer.Argument(help="The picture to paint.")],
-    style: Annotated[Path, typer.Argument(help="The picture whose style to paint in.")],
+    style: Annotated[list[Path], typer.Argument(help="The picture whose style to paint in; several are blended.")],
     output: Output,
-    size: Annotated[int, typer.Option(help="Longer side in pixels.", min=64, max=4096)] = 512,
-    steps: Annotated[int, typer.Option(help="Evaluations of the loss.")] = 200,
-    optimizer: Annotated[str, typer.Option(help="adam or lbfgs.")] = "adam",
-    start: Annotated[str, typer.Option(help="content, style, noise or grey.")] = "content",
-    scales: Annotated[int, typer.Option(help="Paint coarse to fine over this many sizes.")] = 3,
-    learning_rate: Annotated[float, typer.Option(help="Of Adam.")] = 0.03,
-    seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
+    preset: Annotated[str, typer.Option(help="Published settings by name; see --list-presets.")] = "lienzo",
+    list_presets: Annotated[
+        bool,
+        typer.Option(
+            "--list-presets", help="List the presets and where they come from.", callback=_show_presets, is_eager=True
+        ),
+    ] = False,
+    size: Annotated[
+        int | None, typer.Option(help="Longer side in pixels; 512 with most presets.", min=64, max=8192)
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Evaluations of the loss, over all scales.")] = None,
+    optimizer: Annotated[str | None, typer.Option(help="adam or lbfgs.")] = None,
+    start: Annotated[
+        str | None,
+        typer.Option(
+            help="adain (a first painting by statistics), content, style, grey, uniform, normal or white (noise), "
+            "a picture to go on from, or a fast style's slug or 'nearest' for that network's painting."
+        ),
+    ] = None,
+    scales: Annotated[int | None, typer.Option(help="Paint coarse to fine over this many sizes.")] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="Of Adam, in units of the picture's range 0 to 1.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the noise.")] = None,
+    patience: Annotated[
+        int | None, typer.Option(help="Stop when the loss stood still for this many steps; 0: never.")
+    ] = None,
+    ema: Annotated[float | None, typer.Option(help="Average Adam's iterates with this decay, like 0.95.")] = None,
     content_weight: Annotated[float | None, typer.Option(help="Weight of the content loss.")] = None,
     style_weight: Annotated[float | None, typer.Option(help="Weight of the style loss.")] = None,
-    tv_weight: Annotated[float | None, typer.Option(help="Weight of the total variation.")] = None,
+    tv_weight: Annotated[float | None, typer.Option(help="Weight of the total variation: smoothness.")] = None,
     content_layers: Annotated[
         str | None, typer.Option(help="Layers, comma separated, each with an optional weight: relu4_2:1.")
     ] = None,
     style_layers: Annotated[str | None, typer.Option(help="The same for style: relu1_1:0.2,relu2_1:0.2.")] = None,
+    style_loss: Annotated[str | None, typer.Option(help="gram or wasserstein.")] = None,
+    style_weights: Annotated[str | None, typer.Option(help="Of several style pictures: 2,1.")] = None,
+    style_scale: Annotated[float, typer.Option(help="Above 1: larger strokes; below: smaller.", min=0.1, max=4)] = 1.0,
+    style_mask: Annotated[
+        list[Path] | None, typer.Option(help="Where a style is painted: a picture, light there. One for each style.")
+    ] = None,
+    mask: Annotated[Path | None, typer.Option(help="Where to paint at all: a picture, light there.")] = None,
+    only: Annotated[str | None, typer.Option(help="content or style: what the loss sees of the one alone.")] = None,
+    encoder: Annotated[str | None, typer.Option(help="vgg19, vgg19-torchvision, vgg16 or resnet50.")] = None,
+    pooling: Annotated[str | None, typer.Option(help="max or average.")] = None,
+    precision: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
+    tile: Annotated[
+        int | None, typer.Option(help="Look at larger pictures in tiles of this side: less memory.")
+    ] = None,
+    match_color: Annotated[
+        bool, typer.Option("--match-color", help="Give the style the content's colours first.")
+    ] = False,
+    record: Annotated[
+        Path | None, typer.Option(help="Keep losses, snapshots, plot, sheet and checkpoints here.")
+    ] = None,
+    every: Annotated[int, typer.Option(help="Steps between two snapshots of the record.", min=1)] = 100,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in --record.")] = False,
     strength: Strength = 1.0,
     preserve_color: PreserveColor = False,
+    models: Models = None,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Paint one picture in the style of another by optimising its pixels (Gatys et al. 2016).
+    """Paint one picture in the style of others by optimising its pixels (Gatys et al. 2016).
 
-    Example: `lienzo optimize photo.jpg painting.jpg -o out.png --steps 300`
+    Examples:
+
+    `lienzo optimize photo.jpg painting.jpg -o out.png`
+
+    `lienzo optimize photo.jpg painting.jpg -o out.png --preset gatys --record run`
+
+    `lienzo optimize photo.jpg sky.jpg earth.jpg --style-mask up.png --style-mask down.png -o out.png`
     """
-    from shared.optimizer import DEFAULT_LOSS
+    from services.optimize_command import Choices, paint, parse_layers, parse_numbers, plan
 
-    loss: dict[str, Any] = {
-        "content_weight": content_weight,
-        "style_weight": style_weight,
-        "tv_weight": tv_weight,
-        "content_layers": content_layers and parse_layers(content_layers),
-        "style_layers": style_layers and parse_layers(style_layers),
+    format = _format(output)
+    settled = plan(
+        Choices(
+            preset=preset,
+            encoder=encoder,
+            pooling=pooling,
+            precision=precision,
+            size=size,
+            start=start,
+            only=only,
+            settings={
+                "steps": steps,
+                "optimizer": optimizer,
+                "scales": scales,
+                "learning_rate": learning_rate,
+                "seed": seed,
+                "patience": patience,
+                "ema": ema,
+                "tile": tile,
+            },
+            loss={
+                "content_weight": content_weight,
+                "style_weight": style_weight,
+                "tv_weight": tv_weight,
+                "content_layers": None if content_layers is None else parse_layers(content_layers),
+                "style_layers": None if style_layers is None else parse_layers(style_layers),
+                "style_form": style_loss,
+            },
+        )
+    )
+    pictures = [_read(path) for path in style]
+    content_data = _read(content)
+    painting = paint(
+        settled,
+        content_data,
+        pictures,
+        style_weights=style_weights and parse_numbers(style_weights),
+        style_masks=style_mask and [_read(path) for path in style_mask],
+        start=None
+        if settled.warm_start in (None, ADAIN)
+        else _starting_picture(settled.warm_start, content_data, pictures[0], settled.size, models, device),
+        device=device,
+        record=record,
+        resume=resume,
+        every=every,
+        facts={"content": content.name, "styles": [path.name for path in style], "preset": preset},
+        style_scale=style_scale,
+        match_color=match_color,
+        mask=mask and _read(mask),
+        strength=strength,
+        preserve_color=preserve_color,
+        format=format,
+        recipe={"Software": "Lienzo", "Engine": "optimize", "Preset": preset, "Steps": str(settled.settings.steps)},
+    )
+    _write(output, painting.data)
+    facts = {
+        "output": str(output),
+        "engine": "optimize",
+        "preset": preset,
+        "steps": painting.steps,
+        "losses": {name: float(f"{value:.6g}") for name, value in (painting.losses or {}).items()},
+        "seconds": {name: round(spent, 3) for name, spent in painting.seconds.items()},
+        "record": record and str(record),
     }
-    settings = {
-        "steps": steps,
-        "optimizer": optimizer,
-        "start": start,
-        "scales": scales,
-        "learning_rate": learning_rate,
-        "seed": seed,
-        "loss": dataclasses.replace(DEFAULT_LOSS, **{n: value for n, value in loss.items() if value is not None}),
-    }
-    _optimize_files(content, style, output, size, as_json, device, strength, preserve_color, settings)
+    _report(facts, as_json)
 
 
 @app.command()
@@ -335,21 +455,6 @@ def verify_weights(
         console.print(f"{each}: {weights_library.verify(each)} is whole", soft_wrap=True, highlight=False)
 
 
-def parse_layers(text: str) -> dict[str, float]:
-    """``relu4_2:1,relu3_1:0.5`` as weights by layer; a layer without a number weighs an equal share of 1.
-
-    Raises:
-        InvalidInput: a weight is no number.
-    """
-    parts = [part.strip().partition(":") for part in text.split(",") if part.strip()]
-    try:
-        return {name: float(weight) if weight else 1 / len(parts) for name, _, weight in parts}
-    except ValueError as error:
-        raise InvalidInput(
-            f"'{text}' is no list of layers.", hint="Write it like relu4_2:1,relu3_1:0.5.", field="layers"
-        ) from error
-
-
 def _configure(models: list[Path] | None, gallery: str | None, device: str) -> None:
     """Hand the options on as the settings' environment variables: the services may run in other processes."""
     for folder in models or ():
@@ -393,14 +498,15 @@ def _prepare() -> ModelLibrary:
     config = settings()
     pick_device(config.device)
     with stages() as progress:
-        weights_library.fetch("vgg19", progress=progress)
+        for network in ("vgg19", "adain-decoder"):
+            weights_library.fetch(network, progress=progress)
     library = ModelLibrary(config.model_folders, device=config.device)
     for refusal in library.refusals:
         notices.print(f"refused: {refusal.reason}", style="yellow", markup=False, soft_wrap=True)
     with bar("indexing the gallery") as update:
         retrieval = Retrieval.open(
             config.gallery,
-            lambda: _encoder(config.device),
+            lambda: load_encoder(config.device),
             index=config.gallery_index,
             cache=weights_library.cache_dir(),
             on_picture=lambda done, total: update(done, total),
@@ -410,70 +516,42 @@ def _prepare() -> ModelLibrary:
     return library
 
 
-def _encoder(device: str) -> Any:
-    from shared.devices import keep_freed_memory, pick_device, pick_dtype
-    from shared.encoders import Encoder
+def _starting_picture(
+    start: str, content: bytes, style: bytes, size: int, models: list[Path] | None, device: str
+) -> bytes:
+    """The picture that ``--start`` names: a file, or the content painted by a fast style.
 
-    keep_freed_memory()
-    target = pick_device(device)
-    with stages() as progress:
-        tensors = weights_library.load("vgg19", progress=progress)
-    return Encoder(tensors, dtype=pick_dtype("auto", target), device=target)
+    Raises:
+        InvalidInput: it is neither; the message lists what can be given.
+    """
+    from shared.fast_models import SHIPPED, ModelLibrary
+    from shared.fast_painting import paint_fast
+    from shared.optimizer import STARTS
 
+    if Path(start).is_file():
+        return _read(Path(start))
+    library = ModelLibrary((SHIPPED, *(models or ())), device=device)
+    if start == "nearest":
+        from shared.images import decode
+        from shared.style_space import StyleSpace
 
-def _optimize_files(
-    content: Path,
-    style: Path,
-    output: Path,
-    size: int,
-    as_json: bool,
-    device: str,
-    strength: float,
-    preserve_color: bool,
-    settings: dict[str, Any],
-) -> None:
-    from shared.optimized_painting import paint_optimized
-    from shared.optimizer import Iteration, OptimizerSettings
-
-    format = _format(output)
-    chosen = OptimizerSettings(**settings)
-    pictures = _read(content), _read(style)
-    encoder = _encoder(device)
-    with bar("optimising", chosen.steps) as update:
-
-        def show(iteration: Iteration) -> None:
-            # Reading the losses waits for the device; now and then is enough for the eye.
-            if iteration.step % 5 == 0 or iteration.step == iteration.steps:
-                losses = iteration.losses
-                update(
-                    iteration.step,
-                    note=f"{iteration.width}×{iteration.height}  content {losses['content']:.2f}  "
-                    f"style {losses['style']:.2f}",
-                )
-
-        painting = paint_optimized(
-            encoder,
-            *pictures,
-            chosen,
-            size=size,
-            strength=strength,
-            preserve_color=preserve_color,
-            format=format,
-            recipe={"Software": "Lienzo", "Engine": "optimize", "Steps": str(chosen.steps)},
-            on_iteration=show,
+        space = StyleSpace.load()
+        embedding = space.embed(load_encoder(device), decode(style))
+        serving = library.nearest(embedding, space.fingerprint)
+        if serving is None:
+            raise InvalidInput(
+                "no fast style lies in this style space.", hint="Name a slug or a picture.", field="start"
+            )
+        model = serving.model
+    elif start in library.models:
+        model = library[start]
+    else:
+        raise InvalidInput(
+            f"start is '{start}', expected one of {ADAIN}, {', '.join(STARTS)}, a picture's file, nearest, "
+            f"or a fast style: {', '.join(library.models)}.",
+            field="start",
         )
-    _write(output, painting.data)
-    _report(
-        {
-            "output": str(output),
-            "engine": "optimize",
-            "device": str(encoder.device),
-            "steps": painting.steps,
-            "losses": {name: round(value, 5) for name, value in (painting.losses or {}).items()},
-            "seconds": {name: round(spent, 3) for name, spent in painting.seconds.items()},
-        },
-        as_json,
-    )
+    return paint_fast(model, content, size=size).data
 
 
 def _format(output: Path) -> str:

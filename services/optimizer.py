@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import bentoml
 
 from services.messages import CONNECTION, Answer, about, answers
 from services.settings import settings
 from shared import weights
+from shared.adain import AdaINDecoder
 from shared.devices import keep_freed_memory, pick_device, pick_dtype
 from shared.encoders import Encoder
 from shared.images import DecodeLimits
 from shared.optimized_painting import paint_optimized
-from shared.optimizer import OptimizerSettings
+from shared.presets import preset
 
 _CONFIG = settings()
 
@@ -29,7 +32,9 @@ class Optimizer:
         keep_freed_memory()
         self._limits = DecodeLimits(max_pixels=_CONFIG.max_pixels, max_bytes=_CONFIG.max_body_bytes)
         device = pick_device(_CONFIG.device)
-        self._encoder = Encoder(weights.load("vgg19"), dtype=pick_dtype("auto", device), device=device)
+        dtype = pick_dtype("auto", device)
+        self._encoder = Encoder(weights.load("vgg19"), dtype=dtype, device=device)
+        self._decoder = AdaINDecoder(weights.load("adain-decoder"), dtype=dtype, device=device)
 
     def __is_ready__(self) -> bool:
         return self._encoder is not None
@@ -40,7 +45,6 @@ class Optimizer:
         self,
         content: bytes,
         style: bytes,
-        start: bytes | None,
         size: int,
         steps: int,
         seed: int,
@@ -56,8 +60,8 @@ class Optimizer:
                 self._encoder,
                 content,
                 style,
-                OptimizerSettings(steps=steps, seed=seed),
-                start=start,
+                replace(preset("lienzo").settings, steps=steps, seed=seed),
+                decoder=self._decoder,
                 size=size,
                 strength=strength,
                 preserve_color=preserve_color,

@@ -13,11 +13,6 @@ from services.schemas import TextToArt
 from services.settings import settings
 from shared.errors import InvalidInput, NotFound
 
-WARM_START_DISTANCE = 0.8
-"""Cosine distance between a style and the nearest network's cluster up to which the optimiser starts from the network's
-painting. A painting in a foreign style is a worse start than the bare content: from 0.93 away, 60 steps at 256 pixels
-end at a total loss of 1.78 instead of 1.62 (style weight 5)."""
-
 
 class Services(Protocol):
     """The services that the pipeline calls, in this process or in others."""
@@ -67,8 +62,9 @@ class Outcome:
         finally:
             self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - began
 
-    def recipe(self, model: str) -> dict[str, str]:
-        """What is written into the picture's metadata; ``model`` is the fast model that had a part in it, if any."""
+    def recipe(self) -> dict[str, str]:
+        """What is written into the picture's metadata: also the fast model, where one painted it."""
+        model = self.model if self.engine == "fast" else ""
         facts = {"Content": self.content, "Style": self.style, "Engine": self.engine, "Model": model}
         return {"Software": "Lienzo"} | {key: value for key, value in facts.items() if value}
 
@@ -189,39 +185,30 @@ def paint(services: Services, content: bytes, style: Style, brush: Brush, outcom
         )
     with outcome.timed("paint"):
         if outcome.engine == "fast":
-            painted = _paint_fast(services, content, brush, outcome, outcome.recipe(outcome.model))
+            painted = call(
+                services.stylizer.paint,
+                picture=content,
+                slug=outcome.model,
+                size=brush.size,
+                strength=brush.strength,
+                preserve_color=brush.preserve_color,
+                format=brush.format,
+                recipe=outcome.recipe(),
+            )
         else:
-            start = None
-            if nearest is not None and nearest["distance"] <= WARM_START_DISTANCE:
-                start = _paint_fast(services, content, brush, outcome, {})
             painted = call(
                 services.optimizer.paint,
                 content=content,
                 style=style.data,
-                start=start and start["data"],
                 size=brush.size,
                 steps=brush.steps,
                 seed=brush.seed,
                 strength=brush.strength,
                 preserve_color=brush.preserve_color,
                 format=brush.format,
-                recipe=outcome.recipe(outcome.model if start else ""),
+                recipe=outcome.recipe(),
             )
             outcome.steps = painted["steps"]
     outcome.data = painted["data"]
     outcome.provider = painted.get("provider") or painted["device"]
     outcome.seconds |= painted["seconds"]
-
-
-def _paint_fast(services: Services, content: bytes, brush: Brush, outcome: Outcome, recipe: dict) -> dict[str, Any]:
-    warm_start = outcome.engine == "optimize"
-    return call(
-        services.stylizer.paint,
-        picture=content,
-        slug=outcome.model,
-        size=brush.size,
-        strength=1.0 if warm_start else brush.strength,
-        preserve_color=False if warm_start else brush.preserve_color,
-        format="png" if warm_start else brush.format,
-        recipe=recipe,
-    )

@@ -242,6 +242,29 @@ def preserve_color(stylised: Image.Image, content: Image.Image) -> Image.Image:
     return _from_levels(painted + chroma * np.minimum(share, 1))
 
 
+def match_color(picture: Image.Image, reference: Image.Image) -> Image.Image:
+    r"""The picture with the reference's colours: a linear map of pixels that gives both one mean and covariance.
+
+    Colour histogram matching of Gatys et al., "Preserving Color in Neural Artistic Style Transfer" (2016), section 3,
+    in the symmetric form: :math:`p' = \Sigma_r^{1/2} \Sigma_p^{-1/2} (p - \mu_p) + \mu_r`. Applied to the style
+    before the painting, so that the strokes come in the content's colours. A picture of a single colour becomes one of
+    the reference's mean colour.
+    """
+    levels, target = (_to_levels(each).reshape(-1, 3).astype(np.float64) for each in (picture, reference))
+    mean, target_mean = levels.mean(0), target.mean(0)
+
+    def power(colours: np.ndarray, exponent: float) -> np.ndarray:
+        values, vectors = np.linalg.eigh(np.cov(colours, rowvar=False, bias=True))
+        # A direction whose deviation is within two levels holds the noise of a JPEG, not colours (a grey picture has two
+        # such): to stretch it would make speckles.
+        least = (2 / 255) ** 2
+        raised = np.where(values > least, np.maximum(values, least) ** exponent, 0.0)
+        return vectors * raised @ vectors.T
+
+    mapped = (levels - mean) @ (power(levels, -0.5) @ power(target, 0.5)) + target_mean
+    return _from_levels(mapped.reshape(picture.height, picture.width, 3))
+
+
 def blend(content: Image.Image, stylised: Image.Image, strength: float) -> Image.Image:
     """``(1 - strength) · content + strength · stylised``, in sRGB levels; 0 is the content, 1 the stylised picture.
 

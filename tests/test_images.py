@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import picture_corpus as pictures
 import pytest
+import scipy.linalg
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -27,6 +28,7 @@ from shared.images import (
     decode,
     encode,
     from_array,
+    match_color,
     preserve_color,
     resize,
     thumbnail,
@@ -643,6 +645,85 @@ def test_the_content_is_resized_to_the_stylised_picture():
     stylised, content = Image.new("RGB", (40, 30), "navy"), Image.fromarray(FLAT)
     assert preserve_color(stylised, content).size == (40, 30)
     np.testing.assert_array_equal(blend(content, stylised, 0), content.resize((40, 30), Image.Resampling.LANCZOS))
+
+
+def spread(picture: Image.Image) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and covariance of the colours, in levels 0–255."""
+    colours = levels(picture).reshape(-1, 3).astype(float)
+    return colours.mean(0), np.cov(colours, rowvar=False, bias=True)
+
+
+def soft(seed: int, size: tuple[int, int] = (32, 24)) -> Image.Image:
+    """Colours that depend on one another, near the middle, so that no map of this module clips them."""
+    rng = np.random.default_rng(seed)
+    # Deviations well above the two levels that count as noise, along directions of the seed's own.
+    directions, _ = np.linalg.qr(rng.normal(size=(3, 3)))
+    mixture = np.diag(rng.permutation([18, 11, 6]) * rng.uniform(0.8, 1.2, 3)) @ directions
+    colours = rng.normal(size=(size[1], size[0], 3)).clip(-2.5, 2.5) @ mixture + rng.uniform(110, 146, 3)
+    return Image.fromarray(np.rint(colours.clip(0, 255)).astype(np.uint8))
+
+
+@pytest.mark.parametrize("size", [(32, 24), (50, 40)])
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_matched_colours_have_the_references_mean_and_covariance(seed, size):
+    picture, reference = soft(seed), soft(seed + 10, size)
+    matched = match_color(picture, reference)
+    assert matched.size == picture.size
+    assert levels(matched).min() > 0 and levels(matched).max() < 255, "nothing was clipped"
+    (mean, covariance), (wanted_mean, wanted) = spread(matched), spread(reference)
+    assert np.abs(spread(picture)[0] - wanted_mean).max() > 5 and np.abs(spread(picture)[1] - wanted).max() > 30
+    np.testing.assert_allclose(mean, wanted_mean, atol=0.1)
+    # Rounding to levels adds a twelfth to each variance.
+    np.testing.assert_allclose(covariance, wanted, atol=0.02 * np.abs(wanted).max())
+
+
+@pytest.mark.parametrize(
+    ("picture", "reference", "clipped"),
+    [(soft(4), soft(14), False), (Image.fromarray(FINE), Image.fromarray(pictures.noise(1) // 128 * 255), True)],
+    ids=["soft", "clipped"],
+)
+def test_colours_are_matched_by_the_symmetric_roots_and_no_others(picture, reference, clipped):
+    """Many maps give the same covariance. Against SciPy's root of a matrix, which has no eigenvectors in it."""
+    (mean, covariance), (wanted_mean, wanted) = spread(picture), spread(reference)
+    transport = scipy.linalg.sqrtm(wanted) @ np.linalg.inv(scipy.linalg.sqrtm(covariance))
+    expected = (levels(picture) - mean) @ transport.T + wanted_mean
+    assert clipped == (expected.min() < -1 and expected.max() > 256)
+    np.testing.assert_allclose(levels(match_color(picture, reference)), expected.clip(0, 255), atol=0.51)
+
+
+def test_a_picture_that_matches_already_stays_as_it_is():
+    for picture in (soft(5), Image.fromarray(FINE), soft(5).convert("L").convert("RGB")):
+        np.testing.assert_array_equal(match_color(picture, picture), picture)
+    # The order of the pixels has no say in their statistics.
+    turned = soft(5).transpose(Image.Transpose.ROTATE_90)
+    np.testing.assert_array_equal(match_color(soft(5), turned), soft(5))
+
+
+def test_a_grey_picture_takes_the_mean_and_stays_on_one_line_of_colours():
+    grey, reference = soft(6).convert("L"), soft(16)
+    matched = match_color(grey, reference)  # of one channel: decoded pictures never are, those of other tools may be
+    # Half a level: a channel that hardly moves along the line rounds to the same side everywhere.
+    np.testing.assert_allclose(spread(matched)[0], spread(reference)[0], atol=0.5)
+    values = np.linalg.eigvalsh(spread(matched)[1])
+    assert values[2] > 10 and values[1] < 0.2, "rounding alone leaves the line"
+    np.testing.assert_array_equal(matched, match_color(grey.convert("RGB"), reference))
+
+
+def test_a_grey_reference_gives_a_grey_picture():
+    reference = soft(7).convert("L").convert("RGB")
+    matched = levels(match_color(soft(17), reference))
+    np.testing.assert_array_equal(matched[..., 0], matched[..., 2])
+    np.testing.assert_array_equal(matched[..., 0], matched[..., 1])
+    assert matched.std() > 1
+
+
+def test_a_picture_of_one_colour_becomes_the_references_mean():
+    reference = soft(8)
+    expected = np.broadcast_to(np.rint(spread(reference)[0]), (10, 20, 3))
+    np.testing.assert_array_equal(match_color(Image.new("RGB", (20, 10), "teal"), reference), expected)
+    # And of one colour everything becomes that.
+    flat = match_color(soft(8), Image.new("RGB", (5, 5), (12, 200, 90)))
+    np.testing.assert_array_equal(flat, np.broadcast_to([12, 200, 90], (24, 32, 3)))
 
 
 def test_strength_mixes_linearly():

@@ -414,11 +414,11 @@ STYLE = Style("picture", "A picture", b"style", [1.0, 0.0])
     ("distance", "engine", "expected"),
     [
         (0.4, "auto", ["fast"]),
-        (0.6, "auto", ["fast", "optimize"]),  # near enough for a warm start
+        (0.6, "auto", ["optimize"]),
         (0.9, "auto", ["optimize"]),
         (None, "auto", ["optimize"]),
         (0.9, "fast", ["fast"]),
-        (0.4, "optimize", ["fast", "optimize"]),
+        (0.4, "optimize", ["optimize"]),
         (0.9, "optimize", ["optimize"]),
     ],
 )
@@ -434,11 +434,9 @@ def test_the_distance_and_the_wish_choose_the_engine(distance, engine, expected)
     )
     if name == "optimize":
         assert (asked["steps"], asked["seed"], asked["style"]) == (9, 3, b"style")
-        assert asked["start"] == (b"fast" if len(expected) == 2 else None)
-        assert outcome.steps == 7
-    if len(expected) == 2:  # the start is the whole painting, whatever is done with the result
-        _, start = services.asked[0]
-        assert (start["strength"], start["preserve_color"], start["format"], start["recipe"]) == (1.0, False, "png", {})
+        assert outcome.steps == 7 and "Model" not in asked["recipe"]
+    else:
+        assert asked["recipe"]["Model"] == "known"
 
 
 def test_a_named_fast_style_is_painted_whatever_its_cluster():

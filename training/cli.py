@@ -15,6 +15,7 @@ from rich.table import Table
 from shared.console import bar, console, explain_errors
 from shared.errors import InvalidInput
 from shared.perceptual_loss import LossSettings
+from training import bench_command
 
 app = typer.Typer(
     help="Train the networks and indexes that Lienzo serves.",
@@ -22,6 +23,8 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
+
+app.add_typer(bench_command.app, name="bench")
 
 _LOSS = LossSettings()
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from shared.encoders import Encoder
 from shared.fast_models import ReferenceCard
 from shared.optimizer import Iteration, OptimizerSettings, optimize
-from shared.perceptual_loss import LossSettings, PerceptualLoss
+from shared.perceptual_loss import ContentTarget, LossSettings, PerceptualLoss
 from shared.transform_network import TransformNetwork
 
 
@@ -45,7 +45,7 @@ def compare_with_reference(
     for i, content in enumerate(contents.to(device).split(1)):
         content_target = judge.content_target(content)
 
-        def total(picture: Tensor, target: Mapping[str, Tensor] = content_target) -> float:
+        def total(picture: Tensor, target: ContentTarget = content_target) -> float:
             with torch.no_grad():
                 return judge(picture, target, style_target).values()["total"]
 
@@ -57,7 +57,9 @@ def compare_with_reference(
 
         with torch.no_grad():
             network_totals.append(total(network(content)))
-        settings = OptimizerSettings(steps=steps, start="noise", scales=1, learning_rate=0.02, seed=i, loss=loss)
+        settings = OptimizerSettings(
+            steps=steps, start="uniform", scales=1, learning_rate=0.02, final_rate=1.0, seed=i, loss=loss
+        )
         optimize(content, style, encoder, settings, on_iteration=record)
     network_total = statistics.median(network_totals)
     medians = {mark: statistics.median(values) for mark, values in optimizer_totals.items()}

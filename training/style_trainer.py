@@ -19,7 +19,7 @@ from shared.devices import PRECISIONS, pick_device, pick_dtype
 from shared.encoders import Encoder
 from shared.errors import InvalidInput, LienzoError
 from shared.losses import grid_energy
-from shared.perceptual_loss import LossSettings, PerceptualLoss
+from shared.perceptual_loss import LossSettings, PerceptualLoss, StyleTarget
 from shared.transform_network import MIN_SIDE, WIDTHS, TransformNetwork
 from training.checkpoints import load_checkpoint, save_checkpoint
 from training.content_pictures import ContentPictures
@@ -140,7 +140,7 @@ def train_style(
     dtype = pick_dtype(settings.precision, target_device)
     encoder = Encoder(weights, dtype=dtype, device=target_device)
     loss = PerceptualLoss(encoder, settings.loss)
-    style = _mean_style_target(loss, [picture.to(target_device) for picture in styles])
+    style = loss.style_target([picture.to(target_device) for picture in styles])
 
     torch.manual_seed(settings.seed)
     network = TransformNetwork(settings.width).to(target_device, memory_format=torch.channels_last)
@@ -241,14 +241,9 @@ def learning_rate_at(progress: float, step: int, warm_up: int = 20) -> float:
     return min(1.0, (step + 1) / warm_up) * decay
 
 
-def _mean_style_target(loss: PerceptualLoss, styles: list[Tensor]) -> dict[str, Tensor]:
-    targets = [loss.style_target(picture) for picture in styles]
-    return {layer: torch.stack([target[layer] for target in targets]).mean(0) for layer in targets[0]}
-
-
 @torch.no_grad()
 def _validate(
-    network: TransformNetwork, loss: PerceptualLoss, style: Mapping[str, Tensor], pictures: Tensor, dtype: torch.dtype
+    network: TransformNetwork, loss: PerceptualLoss, style: StyleTarget, pictures: Tensor, dtype: torch.dtype
 ) -> tuple[dict[str, float], Tensor]:
     rows, painted = [], []
     for picture in pictures.split(1):

@@ -76,11 +76,89 @@ def variation(picture: list) -> tuple[float, float]:
     return down, across
 
 
+def absolute_variation(picture: list) -> float:
+    """Absolute differences of neighbours, summed over both directions: anisotropic total variation."""
+    total = 0.0
+    for channel in picture:
+        for y in range(len(channel)):
+            for x in range(len(channel[0])):
+                if y + 1 < len(channel):
+                    total += abs(channel[y + 1][x] - channel[y][x])
+                if x + 1 < len(channel[0]):
+                    total += abs(channel[y][x + 1] - channel[y][x])
+    return total
+
+
+def guided_gram(features: list, guide: list) -> list:
+    """Gatys et al. 2017, equation 3, with the squares of their guidance channel as weights that sum to 1."""
+    f, m = flat(features), flat([guide])[0]
+    return [[sum(w * a * b for w, a, b in zip(m, left, right, strict=True)) / sum(m) for right in f] for left in f]
+
+
+def guided_means(features: list, guide: list) -> list:
+    f, m = flat(features), flat([guide])[0]
+    return [sum(w * a for w, a in zip(m, row, strict=True)) / sum(m) for row in f]
+
+
+def covariance(features: list) -> tuple[list, list]:
+    """Means and covariance of the channels: each difference from the mean, not the difference of two large sums."""
+    f = flat(features)
+    means = [sum(row) / len(row) for row in f]
+    centred = [[a - mean for a in row] for row, mean in zip(f, means, strict=True)]
+    return means, [
+        [sum(a * b for a, b in zip(left, right, strict=True)) / len(left) for right in centred] for left in centred
+    ]
+
+
+def product(a: list, b: list) -> list:
+    return [[sum(x * y for x, y in zip(row, column, strict=True)) for column in zip(*b, strict=True)] for row in a]
+
+
+def inverse(matrix: list) -> list:
+    """By elimination after Gauss and Jordan with the largest pivot of each column."""
+    n = len(matrix)
+    rows = [list(row) + [float(i == j) for j in range(n)] for i, row in enumerate(matrix)]
+    for i in range(n):
+        best = max(range(i, n), key=lambda r: abs(rows[r][i]))
+        rows[i], rows[best] = rows[best], rows[i]
+        rows[i] = [value / rows[i][i] for value in rows[i]]
+        for r in range(n):
+            if r != i:
+                rows[r] = [a - rows[r][i] * b for a, b in zip(rows[r], rows[i], strict=True)]
+    return [row[n:] for row in rows]
+
+
+def matrix_root(matrix: list) -> list:
+    """The square root with positive eigenvalues, symmetric or not, by the iteration of Denman and Beavers 1976."""
+    n = len(matrix)
+    y, z = matrix, [[float(i == j) for j in range(n)] for i in range(n)]
+    for _ in range(40):
+        over_y, over_z = inverse(y), inverse(z)
+        y, z = (
+            [[(a + b) / 2 for a, b in zip(p, q, strict=True)] for p, q in zip(left, right, strict=True)]
+            for left, right in ((y, over_z), (z, over_y))
+        )
+    return y
+
+
+def wasserstein(features: list, target: list) -> float:
+    """Squared 2-Wasserstein distance of normal distributions, as Dowson and Landau 1982 write it:
+
+    |m - n|² + tr(A + B - 2 (AB)^½). AB is not symmetric, and no eigenvector is computed.
+    """
+    (m, a), (n, b) = covariance(features), covariance(target)
+    root = matrix_root(product(a, b))
+    means = sum((x - y) ** 2 for x, y in zip(m, n, strict=True))
+    return means + sum(a[i][i] + b[i][i] - 2 * root[i][i] for i in range(len(a)))
+
+
 def golden() -> dict:
     features, target = activations(1), activations(2)
     # Another size than the features': what gram_matrix divides by the number of positions for.
     other = activations(3, CHANNELS, 2, 7)
     down, across = variation(features)
+    (guide,) = activations(4, 1)
+    guide[0] = [0.0] * WIDTH
     return {
         "features": features,
         "target": target,
@@ -92,6 +170,11 @@ def golden() -> dict:
         "style_gradient": style_gradient(features, target),
         "variation_down": down,
         "variation_across": across,
+        "absolute_variation": absolute_variation(features),
+        "guide": guide,
+        "guided_gram": guided_gram(features, guide),
+        "guided_means": guided_means(features, guide),
+        "wasserstein": wasserstein(features, target),
     }
 
 

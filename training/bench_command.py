@@ -1,0 +1,319 @@
+"""``lienzo-train bench``: the measurements, with progress and tables."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from shared import weights
+from shared.console import bar, console, explain_errors, stages
+from shared.errors import InvalidInput
+from shared.files import write_atomically
+
+app = typer.Typer(help="Measure speed, memory and quality on this machine.", no_args_is_help=True)
+
+Sizes = Annotated[list[int] | None, typer.Option("--size", help="Longer side in pixels; repeatable.", min=64, max=4096)]
+Pairs = Annotated[int, typer.Option(help="Pairs of content and style from the gallery.", min=1, max=50)]
+GalleryOption = Annotated[str, typer.Option(help="'met' or a folder of pictures.")]
+DeviceOption = Annotated[str, typer.Option(help="cpu or cuda.")]
+JsonOption = Annotated[Path | None, typer.Option("--json", help="Write everything here too.")]
+Limit = Annotated[str, typer.Option(help="Leave out a descent that would take longer than this, like 20m.")]
+
+
+@app.command("step")
+@explain_errors
+def step(
+    size: Sizes = None,
+    rounds: Annotated[int, typer.Option(help="Times that the variants take turns.", min=1)] = 3,
+    device: DeviceOption = "cpu",
+    json_path: JsonOption = None,
+) -> None:
+    """What a step of the optimiser costs: seconds and peak memory, against the computation as one writes it down.
+
+    Each variant runs in a process of its own, in turns.
+    """
+    from training.bench import VARIANTS, machine, step_costs
+
+    _fetch()
+    facts, found = machine(_device(device)), {}
+    sizes = size or [256, 512, 1024]
+    with bar("steps", len(sizes) * rounds * len(VARIANTS)) as update:
+        done = 0
+
+        def count() -> None:
+            nonlocal done
+            done += 1
+            update(done)
+
+        for each in sizes:
+            found[each] = step_costs(each, device=device, rounds=rounds, on_round=count)
+    table = Table("size", "variant", "s/step", "times faster", "peak memory", title=_title(facts))
+    for each, costs in found.items():
+        slowest = costs[VARIANTS[0].name].seconds
+        for name, cost in costs.items():
+            table.add_row(
+                str(each),
+                name,
+                f"{cost.seconds:.3f}",
+                f"{slowest / cost.seconds:.2f}",
+                f"{cost.peak_bytes / 1e9:.2f} GB",
+            )
+    console.print(table)
+    plain = {
+        str(each): {name: dataclasses.asdict(cost) for name, cost in costs.items()} for each, costs in found.items()
+    }
+    _write(json_path, {"machine": facts, "step": plain})
+
+
+@app.command("optimizer")
+@explain_errors
+def optimizer(
+    size: Sizes = None,
+    pairs: Pairs = 2,
+    precision: Annotated[list[str] | None, typer.Option(help="float32 or bfloat16; both where not given.")] = None,
+    start: Annotated[
+        list[str] | None, typer.Option(help="uniform (cold), content (cold), adain or nearest (warm); repeatable.")
+    ] = None,
+    marks: Annotated[str, typer.Option(help="Steps at which the picture is judged.")] = "100,300,500",
+    settle: Annotated[
+        bool, typer.Option("--settle", help="Let Adam's rate fall towards the last mark, as in a run that ends there.")
+    ] = False,
+    rounds: Annotated[int, typer.Option(help="Rounds of the step's timing; 0: none.", min=0)] = 3,
+    limit: Limit = "20m",
+    gallery: GalleryOption = "met",
+    device: DeviceOption = "cpu",
+    json_path: JsonOption = None,
+) -> None:
+    """Seconds a step, peak memory, and the loss at some steps, by size, precision and start.
+
+    Losses are medians over the pairs, judged in float32 whatever they were computed in; styles are ones that no fast
+    network knows. One scale, Adam, the service's weights.
+    """
+    from training.bench import machine, step_costs
+
+    facts = machine(_device(device))
+    steps = _marks(marks)
+    sizes, precisions = size or [256, 512, 1024], precision or ["float32", "bfloat16"]
+    starts = start or ["uniform", "content", "adain"]
+    bench, chosen, warm = _prepare(gallery, pairs, device)
+    rows, costs = [], {}
+    for each in sizes:
+        if rounds:
+            with bar(f"steps at {each} px", rounds * 3) as update:
+                turns = iter(range(1, rounds * 3 + 1))
+                costs[each] = step_costs(
+                    each, device=device, rounds=rounds, on_round=lambda turns=turns, update=update: update(next(turns))
+                )
+        for kind in precisions:
+            for begin in starts:
+                cost = costs[each][f"lienzo {kind}"].seconds if rounds else 0.0
+                within = [mark for mark in steps if mark * cost * len(chosen) <= _seconds(limit)]
+                if not within:
+                    continue
+                descents = _descend(bench, chosen, each, kind, begin, within, warm, final_rate=0.05 if settle else 1.0)
+                rows.append(
+                    {
+                        "size": each,
+                        "precision": kind,
+                        "start": begin,
+                        "totals": {
+                            mark: statistics.median(descent.totals[mark] for descent in descents) for mark in within
+                        },
+                        "pairs": [dataclasses.asdict(descent) for descent in descents],
+                    }
+                )
+                _write(json_path, _plain(facts, chosen, costs, rows))
+    table = Table(
+        "size", "precision", "start", "s/step", "peak memory", *(f"loss at {m}" for m in steps), title=_title(facts)
+    )
+    for row in rows:
+        cost = costs.get(row["size"], {}).get(f"lienzo {row['precision']}")
+        table.add_row(
+            str(row["size"]),
+            row["precision"],
+            row["start"],
+            f"{cost.seconds:.3f}" if cost else "",
+            f"{cost.peak_bytes / 1e9:.2f} GB" if cost else "",
+            *(f"{row['totals'][mark]:.3f}" if mark in row["totals"] else "–" for mark in steps),
+        )
+    console.print(table)
+    _write(json_path, _plain(facts, chosen, costs, rows))
+
+
+@app.command("warm-start")
+@explain_errors
+def warm_start(
+    size: Annotated[int, typer.Option(help="Longer side in pixels.", min=64, max=2048)] = 256,
+    pairs: Pairs = 10,
+    cold: Annotated[str, typer.Option(help="uniform (noise) or content: the start to compare with.")] = "uniform",
+    start: Annotated[list[str] | None, typer.Option(help="adain, nearest or content; repeatable.")] = None,
+    marks: Annotated[str, typer.Option(help="Steps of the cold start to reach.")] = "100,300,500",
+    optimizer: Annotated[str, typer.Option(help="lbfgs or adam, from the warm start.")] = "lbfgs",
+    within: Annotated[int, typer.Option(help="Steps that a warm start is given.", min=5)] = 60,
+    precision: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "bfloat16",
+    gallery: GalleryOption = "met",
+    device: DeviceOption = "cpu",
+    json_path: JsonOption = None,
+) -> None:
+    """How many steps from a warm start reach the loss of a cold start after some steps, on styles no network knows.
+
+    The cold start is the reference of the model cards: Adam at one scale, at a constant rate.
+    """
+    from training.bench import machine
+
+    facts, steps = machine(_device(device)), _marks(marks)
+    bench, chosen, warm = _prepare(gallery, pairs, device)
+    judged = sorted({1, 2, *range(5, within + 1, 5)})
+    rows: list[dict[str, Any]] = []
+    for pair in chosen:
+        reference = _descend(bench, [pair], size, precision, cold, steps, warm)[0]
+        row: dict[str, Any] = {
+            "pair": dataclasses.asdict(pair),
+            "cold": dict(reference.totals),
+            "warm": {},
+        }
+        for begin in start or ["adain", "nearest"]:
+            descent = _descend(bench, [pair], size, precision, begin, judged, warm, optimizer=optimizer)[0]
+            row["warm"][begin] = {
+                "totals": dict(descent.totals),
+                "reaches": {mark: descent.reaches(total) for mark, total in reference.totals.items()},
+            }
+        rows.append(row)
+        _write(json_path, {"machine": facts, "size": size, "cold": cold, "optimizer": optimizer, "pairs": rows})
+    begins = list(rows[0]["warm"])
+    table = Table(
+        "style",
+        "nearest network",
+        *(f"{begin}: as cold {mark}" for begin in begins for mark in steps),
+        title=f"{_title(facts)}; {size} px, cold start from {cold}",
+    )
+    reached: dict[tuple[str, int], list[float]] = {(b, m): [] for b in begins for m in steps}
+    for row in rows:
+        cells = []
+        for begin, mark in reached:
+            found = row["warm"][begin]["reaches"][mark]
+            reached[begin, mark].append(float("inf") if found is None else found)
+            cells.append(f"> {within}" if found is None else str(found))
+        table.add_row(
+            Path(row["pair"]["style"]).stem, f"{row['pair']['nearest']} ({row['pair']['distance']:.2f})", *cells
+        )
+    medians = [statistics.median(values) for values in reached.values()]
+    table.add_row("median", "", *(f"> {within}" if m == float("inf") else f"{m:g}" for m in medians), style="bold")
+    console.print(table)
+
+
+def _fetch() -> None:
+    with stages() as progress:
+        weights.fetch("vgg19", progress=progress)
+
+
+def _prepare(gallery: str, pairs: int, device: str) -> tuple[Any, list[Any], Callable[..., Any]]:
+    """The bench, its pairs, and what makes a warm start's picture of a pair."""
+    from shared.adain import AdaINDecoder, paint_by_statistics
+    from shared.devices import keep_freed_memory
+    from shared.fast_models import SHIPPED, ModelLibrary
+    from shared.galleries import open_gallery
+    from shared.images import decode, from_array, to_array, to_tensor
+    from shared.optimizer import OptimizerSettings
+    from training.bench import Bench, unseen_pairs
+
+    keep_freed_memory()
+    _fetch()
+    with stages() as progress:
+        decoder_weights = weights.load("adain-decoder", progress=progress)
+    library = ModelLibrary((SHIPPED,), device=device)
+    bench = Bench(OptimizerSettings(scales=1, final_rate=1.0), device=device)
+    encoder = bench.encoder("float32")
+    decoder = AdaINDecoder(decoder_weights, device=bench.device)
+    chosen = unseen_pairs(open_gallery(gallery), library, encoder, pairs)
+    if not chosen:
+        raise InvalidInput("every style of the gallery is known to a network.", hint="Name another.", field="gallery")
+
+    def warm(start: str, pair: Any, size: int) -> Any:
+        content = decode(pair.content, longer_side=size)
+        if start == "nearest":
+            return to_tensor(from_array(library[pair.nearest].paint(to_array(content))))
+        if start == "adain":
+            pictures = (to_tensor(each).to(bench.device) for each in (content, decode(pair.style, longer_side=size)))
+            return paint_by_statistics(encoder, decoder, *pictures)
+        return None
+
+    return bench, chosen, warm
+
+
+def _descend(
+    bench: Any,
+    pairs: Sequence[Any],
+    size: int,
+    precision: str,
+    start: str,
+    marks: list[int],
+    warm: Callable[..., Any],
+    **changes: Any,
+) -> list[Any]:
+    descents = []
+    for i, pair in enumerate(pairs, start=1):
+        with bar(f"{size} px {precision} from {start}, pair {i} of {len(pairs)}", marks[-1]) as update:
+            descents.append(
+                bench.descend(
+                    pair,
+                    size,
+                    precision,
+                    start,
+                    marks,
+                    picture=warm(start, pair, size),
+                    on_step=lambda done, _: update(done),
+                    **changes,
+                )
+            )
+    return descents
+
+
+def _plain(facts: dict[str, Any], pairs: Sequence[Any], costs: dict, rows: list[dict]) -> dict[str, Any]:
+    return {
+        "machine": facts,
+        "pairs": [dataclasses.asdict(pair) for pair in pairs],
+        "step": {str(s): {n: dataclasses.asdict(c) for n, c in found.items()} for s, found in costs.items()},
+        "descents": rows,
+    }
+
+
+def _device(name: str) -> Any:
+    from shared.devices import pick_device
+
+    return pick_device(name)
+
+
+def _marks(text: str) -> list[int]:
+    try:
+        marks = sorted({int(part) for part in text.split(",")})
+    except ValueError as error:
+        raise InvalidInput(
+            f"'{text}' is no list of steps.", hint="Write it like 100,300,500.", field="marks"
+        ) from error
+    if marks[0] < 1:
+        raise InvalidInput(f"a mark is {marks[0]}, expected 1 or more.", field="marks")
+    return marks
+
+
+def _seconds(text: str) -> float:
+    from training.cli import parse_duration
+
+    return parse_duration(text)
+
+
+def _title(facts: dict[str, Any]) -> str:
+    where = facts.get("gpu") or facts["processor"]
+    return f"{where}, {facts['threads']} threads, torch {facts['torch']}"
+
+
+def _write(path: Path | None, data: dict[str, Any]) -> None:
+    if path is not None:
+        write_atomically(path, json.dumps(data, indent=1, default=str).encode())
