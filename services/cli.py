@@ -14,7 +14,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from services.optimize_command import ADAIN, load_encoder
+from services.optimize_command import ADAIN, load_decoder, load_encoder
 from shared import weights as weights_library
 from shared.console import bar, console, explain_errors, notices, stages
 from shared.errors import InvalidInput, WeightsUnavailable
@@ -43,6 +43,7 @@ GalleryOption = Annotated[str | None, typer.Option(help="'met' or a folder of pi
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Strength = Annotated[float, typer.Option(help="0: the content as it is; 1: the painting.", min=0, max=1)]
 PreserveColor = Annotated[bool, typer.Option("--preserve-color", help="Keep the content's colours.")]
+Engine = Annotated[str, typer.Option(help="auto, fast, instant (one pass in any picture's style) or optimize.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
@@ -110,7 +111,7 @@ def paint(
     output: Output,
     description: Annotated[str, typer.Option(help="What the picture shows.")] = "",
     size: Size = 512,
-    engine: Annotated[str, typer.Option(help="auto, fast or optimize.")] = "auto",
+    engine: Engine = "auto",
     content_id: Annotated[str | None, typer.Option(help="Paint this gallery picture.")] = None,
     style_id: Annotated[str | None, typer.Option(help="In this style: a gallery picture's id or a slug.")] = None,
     steps: Annotated[int | None, typer.Option(help="Steps of the optimiser, if it paints.")] = None,
@@ -174,6 +175,7 @@ def stylize(
     style: Annotated[str, typer.Option(help="A slug (see `lienzo models`), a model's folder, or a style picture.")],
     output: Output,
     size: Size = None,
+    engine: Engine = "auto",
     strength: Strength = 1.0,
     preserve_color: PreserveColor = False,
     steps: Annotated[int, typer.Option(help="Steps of the optimiser, for a style picture.")] = 150,
@@ -181,13 +183,20 @@ def stylize(
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Paint a picture in a fast style; in the style of a picture where STYLE is one (slower: it is optimised)."""
+    """Paint a picture in a fast style; in the style of a picture where STYLE is one.
+
+    A style picture is optimised, which takes its time, or with `--engine instant` painted in one pass.
+    """
     from shared.fast_models import SHIPPED, SLUG, FastModel, ModelLibrary, read_card
     from shared.fast_painting import paint_fast
 
     format = _format(output)
     path = Path(style)
     if path.is_file():
+        _check_engine(engine, "a style picture is painted by", "auto", "instant", "optimize")
+        if engine == "instant":
+            _stylize_instantly(picture, path, output, size, strength, preserve_color, format, device, as_json)
+            return
         optimize(
             picture,
             [path],
@@ -210,6 +219,7 @@ def stylize(
         )
     else:
         model = ModelLibrary((SHIPPED, *(models or ())), device=device)[style]
+    _check_engine(engine, "a fast style is painted by", "auto", "fast")
     recipe = {"Software": "Lienzo", "Style": model.card.slug, "Engine": "fast"}
     painting = paint_fast(
         model,
@@ -514,6 +524,49 @@ def _prepare() -> ModelLibrary:
     for issue in retrieval.gallery.issues[:10]:
         notices.print(f"gallery: {issue}", style="yellow", markup=False, soft_wrap=True)
     return library
+
+
+def _check_engine(engine: str, what: str, *engines: str) -> None:
+    if engine not in engines:
+        raise InvalidInput(f"engine is '{engine}', but {what} {', '.join(engines)}.", field="engine")
+
+
+def _stylize_instantly(
+    content: Path,
+    style: Path,
+    output: Path,
+    size: int | None,
+    strength: float,
+    preserve_color: bool,
+    format: str,
+    device: str,
+    as_json: bool,
+) -> None:
+    from shared.instant_painting import paint_instantly
+
+    pictures = _read(content), _read(style)
+    encoder = load_encoder(device)
+    painting = paint_instantly(
+        encoder,
+        load_decoder(encoder),
+        *pictures,
+        size=size,
+        strength=strength,
+        preserve_color=preserve_color,
+        format=format,
+        recipe={"Software": "Lienzo", "Engine": "instant"},
+    )
+    _write(output, painting.data)
+    _report(
+        {
+            "output": str(output),
+            "style": style.name,
+            "engine": "instant",
+            "provider": str(encoder.device),
+            "seconds": {name: round(spent, 4) for name, spent in painting.seconds.items()},
+        },
+        as_json,
+    )
 
 
 def _starting_picture(

@@ -28,6 +28,7 @@ from services.limits import CONTENT_SECURITY_POLICY, BodyLimit, SecurityHeaders
 from services.messages import call
 from services.pipeline import Brush, Outcome, Services, Style
 from services.schemas import (
+    ENGINES,
     ContentQuery,
     Engine,
     ErrorAnswer,
@@ -124,7 +125,7 @@ def create_app(services: Callable[[], Services]) -> FastAPI:
         style: Annotated[Id | None, Form(description="a fast style's slug or a gallery picture's id")] = None,
         style_image: Annotated[UploadFile | None, File(description="or a style picture of one's own")] = None,
         size: Annotated[Size, Form()] = config.size,
-        engine: Annotated[Engine, Form()] = "auto",
+        engine: Annotated[Engine, Form(description=ENGINES)] = "auto",
         strength: Annotated[Strength, Form()] = 1.0,
         preserve_color: Annotated[PreserveColor, Form()] = False,
         steps: Annotated[Steps, Form()] = config.steps,

@@ -31,9 +31,9 @@ class Outcome:
         content, style: id of each; the style may be a fast model's slug.
         content_distance: cosine distance between the words and the content picture; None where it was named.
         style_distance: cosine distance between the styles of both pictures; None where one is not in the gallery.
-        engine: ``fast`` or ``optimize``.
-        model, model_distance: the fast model that painted (or whose painting the optimiser started from), and the
-            cosine distance between the style and the centre of its cluster.
+        engine: ``fast``, ``instant`` or ``optimize``.
+        model, model_distance: the fast model that painted, or with ``optimize`` the nearest one, and the cosine
+            distance between the style and the centre of its cluster; none with ``instant``.
         steps: of the optimiser.
         seconds: by stage.
     """
@@ -161,21 +161,21 @@ def paint(services: Services, content: bytes, style: Style, brush: Brush, outcom
     outcome.style, outcome.style_title = style.id, style.title
     nearest = None
     if style.slug:
-        if brush.engine == "optimize":
+        if brush.engine in ("instant", "optimize"):
             raise InvalidInput(
-                f"'{style.slug}' is a fast style without a picture, which the optimiser cannot paint from.",
+                f"'{style.slug}' is a fast style without a picture, which engine '{brush.engine}' cannot paint from.",
                 hint="Use engine auto or fast, or name a gallery picture as the style.",
                 field="engine",
             )
         outcome.model = style.slug
-    else:
+    elif brush.engine != "instant":
         nearest = call(services.stylizer.nearest, embedding=style.embedding, style_space=style.style_space)
         if nearest is not None:
             outcome.model, outcome.model_distance = nearest["slug"], nearest["distance"]
     known = bool(style.slug) or (nearest is not None and nearest["inside"])
     if brush.engine == "fast" and not outcome.model:
         raise InvalidInput("no fast style is installed.", hint="Use engine optimize.", field="engine")
-    outcome.engine = "fast" if brush.engine == "fast" or (brush.engine == "auto" and known) else "optimize"
+    outcome.engine = brush.engine if brush.engine != "auto" else "fast" if known else "optimize"
     limit = settings().max_size if outcome.engine == "fast" else settings().max_optimize_size
     if brush.size > limit:
         raise InvalidInput(
@@ -189,6 +189,17 @@ def paint(services: Services, content: bytes, style: Style, brush: Brush, outcom
                 services.stylizer.paint,
                 picture=content,
                 slug=outcome.model,
+                size=brush.size,
+                strength=brush.strength,
+                preserve_color=brush.preserve_color,
+                format=brush.format,
+                recipe=outcome.recipe(),
+            )
+        elif outcome.engine == "instant":
+            painted = call(
+                services.retriever.paint,
+                content=content,
+                style=style.data,
                 size=brush.size,
                 strength=brush.strength,
                 preserve_color=brush.preserve_color,

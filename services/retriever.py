@@ -1,7 +1,13 @@
-"""The Retriever: words → content pictures → style pictures, and the gallery's picture files."""
+"""The Retriever: words → content pictures → style pictures, the gallery's picture files, and instant paintings.
+
+Instant paintings are made here because the network that they need is: the VGG-19 that embeds uploaded styles. In the
+Optimizer they would wait for optimisations, the Stylizer does without PyTorch, and a service of their own would hold
+both once more.
+"""
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import bentoml
@@ -9,22 +15,29 @@ import bentoml
 from services.messages import CONNECTION, Answer, about, answers
 from services.settings import settings
 from shared import weights
+from shared.adain import AdaINDecoder
 from shared.devices import pick_device, pick_dtype
 from shared.encoders import Encoder
-from shared.errors import NotFound
+from shared.errors import EngineUnavailable, NotFound
 from shared.galleries import Picture
 from shared.images import DecodeLimits, decode, encode, thumbnail
+from shared.instant_painting import paint_instantly
 from shared.retrieval import Retrieval
 from shared.text_search import Match
 
+DECODER = "adain-decoder"
 
-@bentoml.service(traffic={"timeout": 120}, runner_connection=CONNECTION, threads=4)
+
+# Paintings wait for one another in their threads; some are left for those who search.
+@bentoml.service(traffic={"timeout": 120}, runner_connection=CONNECTION, threads=8)
 class Retriever:
-    """Finds pictures of one gallery."""
+    """Finds pictures of one gallery, and paints in the style of any."""
 
     def __init__(self) -> None:
         config = settings()
         self._encoder: Encoder | None = None
+        self._decoder: AdaINDecoder | None = None
+        self._painting = threading.Lock()
         self._limits = DecodeLimits(max_pixels=config.max_pixels, max_bytes=config.max_body_bytes)
         self._retrieval = Retrieval.open(
             config.gallery, self._load_encoder, index=config.gallery_index, cache=weights.cache_dir()
@@ -95,11 +108,54 @@ class Retriever:
         """How far apart the styles of two gallery pictures are."""
         return self._retrieval.distance(content_id, style_id)
 
+    @bentoml.api
+    @answers
+    def paint(
+        self,
+        content: bytes,
+        style: bytes,
+        size: int,
+        strength: float,
+        preserve_color: bool,
+        format: str,
+        recipe: dict,
+    ) -> Answer:
+        """Paint ``content`` in the style of ``style``; see :func:`shared.instant_painting.paint_instantly`."""
+        # One at a time: it takes all processors.
+        # The style picture was decoded for its embedding before: what fails here is the content.
+        with self._painting, about("image"):
+            decoder, encoder = self._load_decoder(), self._load_encoder()
+            painting = paint_instantly(
+                encoder,
+                decoder,
+                content,
+                style,
+                size=size,
+                strength=strength,
+                preserve_color=preserve_color,
+                format=format,
+                recipe=recipe,
+                limits=self._limits,
+            )
+        return {"data": painting.data, "seconds": dict(painting.seconds), "device": str(encoder.device)}
+
     def _load_encoder(self) -> Encoder:
         if self._encoder is None:
             device = pick_device(settings().device)
             self._encoder = Encoder(weights.load("vgg19"), dtype=pick_dtype("auto", device), device=device)
         return self._encoder
+
+    def _load_decoder(self) -> AdaINDecoder:
+        if self._decoder is None:
+            if weights.locate(DECODER) is None:  # a download would keep somebody waiting
+                raise EngineUnavailable(
+                    f"engine 'instant' needs the network '{DECODER}', which is not here.",
+                    hint=f"Use another engine, or let the operator run `lienzo weights fetch {DECODER}`.",
+                    field="engine",
+                )
+            encoder = self._load_encoder()
+            self._decoder = AdaINDecoder(weights.load(DECODER), dtype=encoder.dtype, device=encoder.device)
+        return self._decoder
 
 
 def _match(match: Match) -> dict[str, Any]:

@@ -16,7 +16,11 @@ ID = r"^[A-Za-z0-9._-]+$"
 
 _CONFIG = settings()
 
-Engine = Literal["auto", "fast", "optimize"]
+Engine = Literal["auto", "fast", "instant", "optimize"]
+ENGINES = (
+    "auto: fast where a network knows the style, else optimize; fast: one pass through the nearest network; "
+    "instant: one pass in any style picture's manner (AdaIN), a preview of optimize"
+)
 Format = Literal[tuple(FORMATS)]
 Id = Annotated[str, Field(min_length=1, max_length=200, pattern=ID)]
 Title = Annotated[str, Field(max_length=MAX_TITLE, description="a few words, as a painting's title")]
@@ -76,7 +80,7 @@ class TextToArt(_Request):
         default=None, description="a gallery picture's id or a fast style's slug, instead of looking for a style"
     )
     size: Size = _CONFIG.size
-    engine: Engine = Field(default="auto", description="auto: fast where a network knows the style, else optimize")
+    engine: Engine = Field(default="auto", description=ENGINES)
     strength: Strength = 1.0
     preserve_color: PreserveColor = False
     steps: Steps = _CONFIG.steps

@@ -28,7 +28,7 @@ class Settings(BaseSettings):
     size: int = Field(default=512, ge=64, description="longer side of a painting where the request names none, pixels")
     max_size: int = Field(default=2048, ge=64, description="largest longer side of a fast painting, pixels")
     max_optimize_size: int = Field(
-        default=1024, ge=64, description="largest longer side of an optimised painting, pixels"
+        default=1024, ge=64, description="largest longer side of an optimised or instant painting, pixels"
     )
     steps: int = Field(default=60, ge=1, description="optimiser steps where the request names none")
     max_steps: int = Field(default=500, ge=1, description="most optimiser steps a request may ask for")

@@ -175,6 +175,33 @@ def test_stylize_with_a_picture_optimises(vgg19_weights, photo, painting, tmp_pa
     assert Image.open(out).size == (80, 60)
 
 
+def test_stylize_with_a_picture_and_the_instant_engine(vgg19_weights, photo, painting, tmp_path):
+    out = tmp_path / "out.png"
+    facts = done("stylize", photo, "--style", painting, "-o", out, "--size", 80, "--engine", "instant")
+    assert (facts["engine"], facts["style"], facts["provider"]) == ("instant", painting.name, "cpu")
+    assert {"decode", "network", "encode"} <= set(facts["seconds"])
+    assert Image.open(out).size == (80, 60)
+    assert Image.open(out).text == {"Software": "Lienzo", "Engine": "instant"}
+
+
+@pytest.mark.parametrize(
+    ("engine", "style", "complaint"),
+    [
+        ("fast", None, "engine is 'fast', but a style picture is painted by auto, instant, optimize."),
+        ("warp", None, "engine is 'warp', but a style picture is painted by auto, instant, optimize."),
+        ("instant", "model", "engine is 'instant', but a fast style is painted by auto, fast."),
+        ("instant", "no-such.jpg", "'no-such.jpg' is no file, no folder, and no slug of a style."),
+    ],
+)
+def test_an_engine_that_cannot_paint_the_style_is_refused(
+    fast_model, photo, painting, tmp_path, engine, style, complaint
+):
+    given = {None: painting, "model": fast_model.folder}.get(style, style)
+    arguments = ["--style", given, "-o", tmp_path / "out.png", "--engine", engine]
+    assert complaint in refused("stylize", photo, *arguments)
+    assert not (tmp_path / "out.png").exists()
+
+
 # Optimize
 
 
@@ -699,7 +726,7 @@ def test_paint_does_the_main_job_without_a_server(vgg19_weights, twin, tmp_path)
     [
         (["xyzzy qwrtp"], "No picture fits the words xyzzy, qwrtp."),
         ([" "], "title, description and content_id are all empty"),
-        (["boat", "--engine", "warp"], "engine: Input should be 'auto', 'fast' or 'optimize'."),
+        (["boat", "--engine", "warp"], "engine: Input should be 'auto', 'fast', 'instant' or 'optimize'."),
         (["boat", "--content-id", "../../etc/passwd"], "content_id: "),
         (["boat", "--content-id", "met-436948"], "has no picture 'met-436948'"),
         (["boat", "--style-id", "no-such-style"], "there is no style 'no-such-style'"),

@@ -163,7 +163,7 @@ def test_a_style_outside_every_cluster_is_optimised_and_the_answer_says_so(clien
     assert float(answer.headers["lienzo-model-distance"]) > model["cluster"]["radius"]
 
 
-@pytest.mark.parametrize("engine", ["auto", "fast", "optimize"])
+@pytest.mark.parametrize("engine", ["auto", "fast", "instant", "optimize"])
 def test_the_engine_is_the_one_asked_for(client, twin, engine):
     request = {"content_id": BOATING, "style_id": twin.picture_id, "size": 64, "steps": 2, "engine": engine}
     answer = client.post("/v1/text_to_art", json=request)
@@ -188,6 +188,23 @@ def test_the_optimiser_brings_the_painting_nearer_to_the_style_than_a_foreign_ne
 
 
 # Painting an upload
+
+
+def test_an_instant_painting_is_made_in_any_style(client, photo):
+    own = stylize(client, photo, style_image=client.get(f"/v1/pictures/{ANOTHER}").content, size=96, engine="instant")
+    gallery = stylize(client, photo, style=ANOTHER, size=96, engine="instant")
+    for answer, style in ((own, "upload"), (gallery, ANOTHER)):
+        painting = picture_of(answer)
+        assert painting.size == (96, 72)
+        assert (answer.headers["lienzo-engine"], answer.headers["lienzo-style"]) == ("instant", style)
+        assert "lienzo-model" not in answer.headers and "lienzo-steps" not in answer.headers
+        assert painting.text == {"Software": "Lienzo", "Content": "upload", "Style": style, "Engine": "instant"}
+        assert {"paint", "decode", "network", "finish", "encode"} == {
+            part.split(";")[0] for part in answer.headers["server-timing"].split(", ")
+        }
+    assert (levels(own) == levels(gallery)).all()
+    nothing = stylize(client, photo, style=ANOTHER, size=96, engine="instant", strength=0)
+    assert (levels(nothing) == np.asarray(decode(photo, longer_side=96))).all()
 
 
 def test_the_fast_path_is_deterministic(client, photo, slug):
@@ -533,6 +550,14 @@ def test_the_optimiser_has_a_limit_of_its_own_on_size(client, photo, slug):
     assert "1025" in error["message"] and "1024" in error["message"]
 
 
+def test_an_unknown_engine_is_refused_with_those_that_there_are(client, photo):
+    form = stylize(client, photo, style=ANOTHER, engine="warp")
+    body = client.post("/v1/text_to_art", json={"content_id": BOATING, "engine": "warp"})
+    for answer in (form, body):
+        error = refused(answer, 422, "invalid_input", field="engine")
+        assert all(f"'{engine}'" in error["message"] for engine in ("auto", "fast", "instant", "optimize"))
+
+
 def test_a_form_needs_its_picture_and_one_style(client, photo, slug):
     post = client.post
     refused(post("/v1/stylize", data={"style": slug}), 422, "invalid_input", field="image")
@@ -546,7 +571,8 @@ def test_a_form_needs_its_picture_and_one_style(client, photo, slug):
 
 
 def test_a_fast_style_without_a_picture_cannot_be_optimised(client, photo, slug):
-    refused(stylize(client, photo, style=slug, engine="optimize"), 422, "invalid_input", field="engine")
+    for engine in ("instant", "optimize"):
+        refused(stylize(client, photo, style=slug, engine=engine), 422, "invalid_input", field="engine")
     refused(stylize(client, photo, style=slug, path="/v1/optimize"), 422, "invalid_input", field="engine")
 
 
@@ -745,6 +771,7 @@ def test_the_api_is_described(client):
         for part in reference.split("/"):
             found = found[part]
         assert found
+    assert "instant" in json.dumps(described["components"]["schemas"]["TextToArt"]["properties"]["engine"])
     example = described["components"]["schemas"]["TextToArt"]["examples"][0]
     assert example == BOAT_TRIP
 
@@ -795,6 +822,7 @@ def test_a_fast_request_does_not_wait_for_an_optimisation(client, photo, slug):
         time.sleep(0.5)
         began = time.monotonic()
         assert picture_of(stylize(client, photo, style=slug, size=128)).size == (128, 96)
+        assert picture_of(stylize(client, photo, style=ANOTHER, size=128, engine="instant")).size == (128, 96)
         assert client.post("/v1/retrieve/content", json={"title": "boat"}).status_code == 200
         spent, running = time.monotonic() - began, not slow.done()
         assert picture_of(slow.result()).size == (256, 192)

@@ -330,7 +330,7 @@ def test_a_long_optimisation_can_be_stopped_and_leaves_the_sketch(visit):
     page.wait_for_selector("#progress", state="hidden")
     assert page.inner_text("#status") == "Stopped."
     assert page.is_visible("#after") and page.is_visible("#sketch") and page.is_hidden("#painting-error")
-    assert "fast network" in page.inner_text("#made")
+    assert "in one pass" in page.inner_text("#made")
 
     page.get_by_text("How it is painted").click()
     page.get_by_role("button", name="Paint again").click()
@@ -341,6 +341,55 @@ def test_a_long_optimisation_can_be_stopped_and_leaves_the_sketch(visit):
     page.wait_for_selector("#painting-error")
     assert "Too many paintings" in page.inner_text("#painting-error")
     assert page.get_by_role("button", name="Try again").is_visible()
+
+
+def test_an_unseen_style_is_previewed_at_once_and_then_optimised(visit):
+    page, said = visit(locale="es-ES"), []
+    page.expose_function("say", lambda text: said.append(text))
+    page.evaluate(
+        "new MutationObserver(() => say(document.querySelector('#status').textContent))"
+        ".observe(document.querySelector('#status'), { childList: true })"
+    )
+    engines = []
+
+    def note(answer: sync_api.Response) -> None:
+        if "lienzo-engine" in answer.headers:
+            engines.append((answer.headers["lienzo-engine"], answer.request.post_data_json["size"]))
+
+    page.on("response", note)
+    page.get_by_text("Cómo se pinta").evaluate("summary => (summary.parentElement.open = true)")
+    page.get_by_label("Lado mayor").evaluate("size => (size.value = '256')")
+    page.get_by_label("Pasos del optimizador").evaluate("steps => (steps.value = '1')")
+    page.locator("#options").evaluate("form => form.dispatchEvent(new Event('change'))")
+    page.get_by_label("Título").fill(WORDS)
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#sketch:not([hidden])")
+    assert page.inner_text("#sketch").startswith("Una vista previa")
+    assert "Pintado de una vez" in page.inner_text("#made")
+    painted(page)
+    assert page.is_hidden("#sketch")
+    assert "Pintado por el optimizador en un paso" in page.inner_text("#made")
+    assert [engine for engine in engines if engine[1] == 256] == [("instant", 256), ("optimize", 256)]
+    # What is heard: that there is a preview, that the optimiser paints, that it is done.
+    heard = [text for text in said if text.startswith(("Ya hay", "El optimizador", "La pintura"))]
+    assert [text.split()[0] for text in heard] == ["Ya", "El", "La"]
+
+
+def test_without_a_decoder_the_optimiser_paints_without_a_preview(visit):
+    page = visit()
+
+    def refuse(route: sync_api.Route) -> None:
+        if route.request.post_data_json["engine"] == "instant":
+            error = {"code": "engine_unavailable", "message": "no decoder.", "hint": "Fetch it.", "field": "engine"}
+            route.fulfill(status=409, json={"error": error})
+        else:
+            route.continue_()
+
+    page.route("**/v1/text_to_art", refuse)
+    page.goto(f"{page.url}?title={WORDS}&engine=optimize&size=64&steps=1")
+    painted(page)
+    assert "by the optimiser in one step" in page.inner_text("#made")
+    assert page.is_hidden("#painting-error")
 
 
 def test_spanish(visit):

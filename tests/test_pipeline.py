@@ -399,6 +399,7 @@ class Recorded(SimpleNamespace):
                 nearest=lambda embedding, style_space: {"ok": nearest},
                 paint=lambda **asked: self.painted("fast", asked),
             ),
+            retriever=SimpleNamespace(paint=lambda **asked: self.painted("instant", asked)),
             optimizer=SimpleNamespace(paint=lambda **asked: self.painted("optimize", asked)),
         )
 
@@ -446,10 +447,46 @@ def test_a_named_fast_style_is_painted_whatever_its_cluster():
     assert (outcome.model, outcome.model_distance) == ("known", None)
 
 
+@pytest.mark.parametrize("distance", [0.4, 0.9, None])
+def test_an_instant_painting_asks_no_network(distance):
+    services, outcome = Recorded(distance), Outcome("png")
+    del services.stylizer, services.optimizer
+    pipeline.paint(services, b"content", STYLE, Brush(128, "instant", 0.5, True, 9, 3, "jpeg"), outcome)
+    ((name, asked),) = services.asked
+    recipe = {"Software": "Lienzo", "Style": "picture", "Engine": "instant"}
+    assert (name, asked) == (
+        "instant",
+        {
+            "content": b"content",
+            "style": b"style",
+            "size": 128,
+            "strength": 0.5,
+            "preserve_color": True,
+            "format": "jpeg",
+            "recipe": recipe,
+        },
+    )
+    assert (outcome.engine, outcome.model, outcome.model_distance, outcome.steps) == ("instant", "", None, None)
+    names = {name.lower() for name in _painting(outcome).headers}
+    assert {"lienzo-engine", "lienzo-provider"} < names and not {"lienzo-model", "lienzo-steps"} & names
+
+
+def test_an_instant_painting_without_its_decoder_is_refused(monkeypatch):
+    from services.retriever import DECODER, Retriever
+
+    monkeypatch.setattr("services.retriever.weights.locate", lambda name: None)
+    retriever = SimpleNamespace(_decoder=None)
+    with pytest.raises(errors.EngineUnavailable, match=DECODER) as caught:
+        Retriever.inner._load_decoder(retriever)
+    assert f"lienzo weights fetch {DECODER}" in caught.value.hint and caught.value.field == "engine"
+
+
 @pytest.mark.parametrize(
     ("style", "engine", "size", "distance", "field"),
     [
         (Style("known", slug="known"), "optimize", 128, 0.9, "engine"),
+        (Style("known", slug="known"), "instant", 128, 0.9, "engine"),
+        (STYLE, "instant", settings().max_optimize_size + 1, 0.4, "size"),
         (STYLE, "fast", 128, None, "engine"),
         (STYLE, "fast", settings().max_size + 1, 0.4, "size"),
         (STYLE, "auto", settings().max_optimize_size + 1, 0.9, "size"),

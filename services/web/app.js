@@ -21,7 +21,7 @@ const EXAMPLES = [
 const OWN_CONTENT = ":content";
 const OWN_STYLE = ":style";
 const PAUSE = { choice: 250, options: 450, optimizer: 1200 };
-const PREVIEW = { size: 192, engine: "fast", format: "jpeg" };
+const TILE = { size: 192, engine: "fast", format: "jpeg" };
 const LARGEST_PREVIEWED_UPLOAD = 4 * 2 ** 20;
 const LARGE_UPLOAD = 16 * 2 ** 20;
 
@@ -117,17 +117,14 @@ async function paint(signal) {
   const { content, style, options } = state;
   label();
   progress("painting");
-  if (!style.card && options.engine !== "fast") {
-    // What the nearest network makes of it is there at once. Either it knows the style, and this is the painting, or
-    // the optimiser begins from exactly this.
-    const sketch = await api.paint(content, style, { ...options, engine: "fast" }, { signal }).catch((error) => {
-      if (error.field !== "engine") throw error;
+  if (await optimized(content, style, options, signal)) {
+    // A preview where the server can make one; whatever else is wrong, the optimiser would refuse too.
+    const sketch = await api.paint(content, style, { ...options, engine: "instant" }, { signal }).catch((error) => {
+      if (error.code !== "engine_unavailable") throw error;
       return null;
     });
     if (sketch) {
-      const done = options.engine === "auto" && knows(sketch.facts);
-      await finish({ ...sketch, content, style, sketch: !done });
-      if (done) return;
+      await finish({ ...sketch, content, style, sketch: true });
       progress("waiting");
       await sleep(PAUSE.optimizer, signal);
     }
@@ -136,10 +133,17 @@ async function paint(signal) {
   await finish({ ...(await api.paint(content, style, options, { signal })), content, style });
 }
 
-/** Whether the network that painted has learned this style: then `auto` takes it too. */
-function knows({ model, "model-distance": distance }) {
-  const cluster = state.fast.find(({ id }) => id === model)?.card.cluster;
-  return Boolean(cluster) && Number(distance) <= cluster.radius;
+/** Whether the optimiser is going to paint: with `auto`, where the nearest network has not learned the style. */
+async function optimized(content, style, { engine }, signal) {
+  if (style.card || engine !== "auto") return engine === "optimize" && !style.card;
+  if (!state.fast.some(({ card }) => card.cluster)) return true;
+  // A tile of that network's tells which it is, and how far from what it learned.
+  const tile = await api.paint(content, style, TILE, { signal }).catch((error) => {
+    if (signal.aborted) throw error;
+    return null;
+  });
+  const cluster = state.fast.find(({ id }) => id === tile?.facts.model)?.card.cluster;
+  return !(cluster && Number(tile.facts["model-distance"]) <= cluster.radius);
 }
 
 async function finish(result) {
@@ -160,7 +164,7 @@ async function preview() {
   state.previewed = content;
   for (const style of state.fast) forget(style);
   for (const style of state.fast) {
-    const painted = await api.paint(content, style, PREVIEW).catch(() => null);
+    const painted = await api.paint(content, style, TILE).catch(() => null);
     if (!painted || state.content !== content) return;
     style.thumbnail = URL.createObjectURL(painted.blob);
     document.querySelector(`#fast [data-id="${style.id}"] .hook`)?.replaceChildren(tile(style));
@@ -281,7 +285,7 @@ $("#options").addEventListener("change", (event) => {
   remember();
   // What takes a second follows the hand; the optimiser waits to be asked.
   const { style, options, result } = state;
-  const quick = style?.card || options.engine === "fast" || (options.engine === "auto" && result?.facts.engine === "fast" && !result.sketch);
+  const quick = style?.card || ["fast", "instant"].includes(options.engine) || (options.engine === "auto" && result?.facts.engine === "fast" && !result.sketch);
   if (quick) follow("style", { pause: PAUSE.options });
 });
 $("#options").addEventListener("submit", (event) => {
@@ -364,7 +368,7 @@ function recall() {
     const value = Number(query.get(name) ?? NaN);
     if (value >= least && value <= most) options[name] = name === "strength" ? value : Math.round(value);
   }
-  if (["auto", "fast", "optimize"].includes(query.get("engine"))) options.engine = query.get("engine");
+  if (["auto", "fast", "instant", "optimize"].includes(query.get("engine"))) options.engine = query.get("engine");
   options.preserve_color = query.get("preserve_color") === "true";
   writeOptions();
   state.content = state.style = null;
@@ -473,8 +477,10 @@ function account({ facts, stages, content, style }) {
   const near = facts["model-distance"];
   if (facts.engine === "fast") {
     said.push(t(near === undefined ? "made_fast" : "made_fast_near", { model, provider, distance: near && distance(near) }));
+  } else if (facts.engine === "instant") {
+    said.push(t("made_instant", { provider }));
   } else {
-    said.push(t(facts.model ? "made_optimize_from" : "made_optimize", { model, provider, count: Number(facts.steps) }));
+    said.push(t("made_optimize", { provider, count: Number(facts.steps) }));
   }
   const { retrieve, paint: whole, ...parts } = stages;
   const listed = Object.entries(parts).map(([name, spent]) => `${t(`stage_${name}`) || name} ${duration(spent)}`);
