@@ -99,7 +99,7 @@ def optimizer(
     from training.bench import machine, step_costs
 
     facts = machine(_device(device))
-    steps = _marks(marks)
+    steps = parse_marks(marks)
     sizes, precisions = size or [256, 512, 1024], precision or ["float32", "bfloat16"]
     starts = start or ["uniform", "content", "adain"]
     bench, chosen, warm = _prepare(gallery, pairs, device)
@@ -168,7 +168,7 @@ def warm_start(
     """
     from training.bench import machine
 
-    facts, steps = machine(_device(device)), _marks(marks)
+    facts, steps = machine(_device(device)), parse_marks(marks)
     bench, chosen, warm = _prepare(gallery, pairs, device)
     judged = sorted({1, 2, *range(5, within + 1, 5)})
     rows: list[dict[str, Any]] = []
@@ -291,7 +291,12 @@ def _device(name: str) -> Any:
     return pick_device(name)
 
 
-def _marks(text: str) -> list[int]:
+def parse_marks(text: str) -> list[int]:
+    """The steps of a text like ``100,300,500``, in order.
+
+    Raises:
+        InvalidInput: the text is no such list, or one of them is below 1.
+    """
     try:
         marks = sorted({int(part) for part in text.split(",")})
     except ValueError as error:
