@@ -222,6 +222,9 @@ class ModelLibrary:
     def nearest(self, embedding: np.ndarray, style_space: str) -> ServingModel | None:
         """The model whose cluster's centre is nearest to a style embedding; None where no model has a cluster there.
 
+        Clusters that hold the style come before those that do not: the nearest centre may be that of a narrow cluster
+        beside a wide one.
+
         Models of another style space are left out: distances between spaces mean nothing.
 
         Args:
@@ -233,7 +236,7 @@ class ModelLibrary:
             for model in self.models.values()
             if (cluster := model.card.cluster) is not None and cluster.style_space == style_space
         ]
-        return min(found, key=lambda candidate: candidate.distance, default=None)
+        return min(found, key=lambda candidate: (not candidate.inside, candidate.distance), default=None)
 
 
 @dataclass(frozen=True)

@@ -255,8 +255,8 @@ def match_color(picture: Image.Image, reference: Image.Image) -> Image.Image:
 
     def power(colours: np.ndarray, exponent: float) -> np.ndarray:
         values, vectors = np.linalg.eigh(np.cov(colours, rowvar=False, bias=True))
-        # A direction whose deviation is within two levels holds the noise of a JPEG, not colours (a grey picture has two
-        # such): to stretch it would make speckles.
+        # A direction whose deviation is within two levels holds the noise of a JPEG, not colours (a grey picture has
+        # two such): to stretch it would make speckles.
         least = (2 / 255) ** 2
         raised = np.where(values > least, np.maximum(values, least) ** exponent, 0.0)
         return vectors * raised @ vectors.T

@@ -13,6 +13,10 @@ Differences from the paper's architecture (its supplementary material), each wit
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterator
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -51,21 +55,74 @@ class TransformNetwork(nn.Module):
         self.up2 = _ConvNorm(2 * n, n, kernel=3)
         self.leave = _ReflectConv(n, 3, kernel=9)
 
-    def forward(self, pictures: Tensor) -> Tensor:
+    def forward(self, pictures: Tensor, scales: Tensor | None = None) -> Tensor:
         """Paint.
 
         Args:
             pictures: ``[N, 3, H, W]``, RGB in [0, 1], both sides at least :data:`MIN_SIDE`.
+            scales: ``[N, A]``, what each picture's normalised activations are multiplied by and shifted to, as
+                :meth:`scales` orders it, in place of the network's own (conditional instance normalisation, Dumoulin
+                et al. 2017).
 
         Returns:
             Pictures of the same shape and range.
         """
-        full = F.relu(self.enter(pictures))
-        halved = F.relu(self.down1(full))
-        x = self.body(F.relu(self.down2(halved)))
-        x = F.relu(self.up1(_enlarge_to(x, halved)))
-        x = F.relu(self.up2(_enlarge_to(x, full)))
+        given = None if scales is None else self._by_layer(scales)
+        full = F.relu(self.enter(pictures, given))
+        halved = F.relu(self.down1(full, given))
+        x = F.relu(self.down2(halved, given))
+        for block in self.body:
+            x = block(x, given)
+        x = F.relu(self.up1(_enlarge_to(x, halved), given))
+        x = F.relu(self.up2(_enlarge_to(x, full), given))
         return self.leave(x).float().sigmoid()
+
+    def norms(self) -> list[nn.InstanceNorm2d]:
+        """The normalisations, in the order in which pictures pass them."""
+        return [module for module in self.modules() if isinstance(module, nn.InstanceNorm2d)]
+
+    def scales(self) -> Tensor:
+        """The network's own scales and shifts ``[A]``, layer by layer: 1,600 numbers at half width."""
+        return torch.cat([part.detach() for norm in self.norms() for part in (norm.weight, norm.bias)])
+
+    def with_scales(self, scales: Tensor) -> TransformNetwork:
+        """A copy of the network that has ``scales`` ``[A]`` for its own."""
+        other = copy.deepcopy(self)
+        with torch.no_grad():
+            for norm, (weight, bias) in zip(other.norms(), self._by_layer(scales[None]), strict=True):
+                norm.weight.copy_(weight[0])
+                norm.bias.copy_(bias[0])
+        return other
+
+    def _by_layer(self, scales: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        channels = [norm.num_features for norm in self.norms() for _ in range(2)]
+        parts = iter(scales.split(channels, dim=1))
+        return zip(parts, parts, strict=True)
+
+
+class SharedNetwork(nn.Module):
+    """One body for many styles: a transform network, and scales for each style (Dumoulin et al. 2017).
+
+    Args:
+        network: the body; its own scales are where every style starts from.
+        styles: number of styles.
+    """
+
+    def __init__(self, network: TransformNetwork, styles: int):
+        super().__init__()
+        self.network = network
+        self.styles = nn.Parameter(network.scales().repeat(styles, 1))
+        for norm in network.norms():
+            # Every style has its own instead.
+            norm.requires_grad_(False)
+
+    def forward(self, pictures: Tensor, mixture: Tensor) -> Tensor:
+        """Paint ``[N, 3, H, W]``, each picture in a mixture of the styles: ``[N, S]``, rows that sum to 1."""
+        return self.network(pictures, mixture @ self.styles)
+
+    def network_of(self, mixture: Tensor) -> TransformNetwork:
+        """The transform network of one mixture ``[S]``: the same function as this one with that mixture."""
+        return self.network.with_scales(mixture @ self.styles.detach())
 
 
 class _ReflectConv(nn.Conv2d):
@@ -82,8 +139,12 @@ class _ConvNorm(nn.Module):
         self.conv = _ReflectConv(inputs, outputs, kernel=kernel, stride=stride, bias=False)
         self.norm = nn.InstanceNorm2d(outputs, affine=True)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.norm(self.conv(x))
+    def forward(self, x: Tensor, scales: Iterator[tuple[Tensor, Tensor]] | None = None) -> Tensor:
+        x = self.conv(x)
+        if scales is None:
+            return self.norm(x)
+        weight, bias = next(scales)
+        return F.instance_norm(x, eps=self.norm.eps) * weight[:, :, None, None] + bias[:, :, None, None]
 
 
 class _Residual(nn.Module):
@@ -94,8 +155,8 @@ class _Residual(nn.Module):
         self.first = _ConvNorm(filters, filters, kernel=3)
         self.second = _ConvNorm(filters, filters, kernel=3)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.second(F.relu(self.first(x)))
+    def forward(self, x: Tensor, scales: Iterator[tuple[Tensor, Tensor]] | None = None) -> Tensor:
+        return x + self.second(F.relu(self.first(x, scales)), scales)
 
 
 def _enlarge_to(x: Tensor, like: Tensor) -> Tensor:

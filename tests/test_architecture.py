@@ -22,7 +22,10 @@ COMMAND_LINES = {
     "services/optimize_command.py",
     "training/bench_command.py",
     "training/cli.py",
+    "training/clusters_command.py",
+    "training/evaluate_command.py",
     "training/index_command.py",
+    "training/styles_command.py",
     "training/train_command.py",
 }
 """What draws progress bars: the command lines, and what they run."""

@@ -33,8 +33,11 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture(scope="module")
 def network() -> TransformNetwork:
-    """As the trainer hands it over: in training mode, channels last."""
-    return random_network().train().to(memory_format=torch.channels_last)
+    """As the trainer hands it over: in training mode, channels last. Its weights are the same in float16."""
+    network = random_network().train().to(memory_format=torch.channels_last)
+    for parameter in network.parameters():
+        parameter.data = parameter.data.half().float()
+    return network
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +87,7 @@ def test_the_folder_is_one_network_with_its_weights_inside_and_a_card(exported, 
     assert sorted(path.name for path in exported.iterdir()) == ["card.json", "model.onnx"]
     model = onnx.load(exported / "model.onnx", load_external_data=False)
     assert all(tensor.data_location == onnx.TensorProto.DEFAULT for tensor in model.graph.initializer)
-    weights = sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values())
+    weights = sum(tensor.numel() * 2 for tensor in network.state_dict().values())
     assert weights < (exported / "model.onnx").stat().st_size < 1.2 * weights + 100_000
     # Alone in another folder, it still runs.
     alone = shutil.copy(exported / "model.onnx", tmp_path)
@@ -114,12 +117,39 @@ def weights_of(path: Path) -> dict[str, torch.Tensor]:
     return {t.name: torch.from_numpy(numpy_helper.to_array(t).copy()) for t in initializers if t.name in names}
 
 
-def test_weights_keep_their_names(exported, network):
+@pytest.mark.parametrize("half", [False, True])
+def test_weights_keep_their_names(network, tmp_path, half):
+    write_onnx(network, tmp_path / "model.onnx", half=half)
     state = network.state_dict()
-    found = weights_of(exported / "model.onnx")
+    found = weights_of(tmp_path / "model.onnx")
     assert found.keys() == state.keys()
     for name, tensor in found.items():
-        assert torch.equal(tensor, state[name]), name
+        assert torch.equal(tensor, state[name].half() if half else state[name]), name
+
+
+@torch.no_grad()
+def test_halves_compute_in_fp32(tmp_path):
+    """What the file holds is the network whose weights were rounded, not one that computes in float16."""
+    network, rounded = random_network("quarter", seed=3), random_network("quarter", seed=3)
+    rounded.load_state_dict({name: tensor.half().float() for name, tensor in network.state_dict().items()})
+    write_onnx(network, tmp_path / "model.onnx", half=True)
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    pictures = pixels(1, 40, 56)
+    (painted,) = session.run(None, {"pictures": pictures.numpy()})
+    assert np.abs(painted - rounded(pictures).numpy()).max() < 2e-5
+    assert np.abs(painted - network(pictures).numpy()).max() > 2e-5
+
+
+def test_weights_that_float16_cannot_hold_stay_float32(tmp_path):
+    network = random_network("quarter")
+    with torch.no_grad():
+        # A scale that float16 rounds to zero, made up for in the layer behind.
+        network.up2.norm.weight.mul_(1e-9)
+        network.up2.norm.bias.mul_(1e-9)
+        network.leave.weight.mul_(1e9)
+    card = export_model(network, tmp_path / "model", card_fields())
+    assert card.parity.max_difference <= PARITY_LIMIT
+    assert all(tensor.dtype == torch.float32 for tensor in weights_of(tmp_path / "model" / "model.onnx").values())
 
 
 # --- the card ------------------------------------------------------------------------------------------------------
@@ -177,7 +207,9 @@ def test_an_output_that_is_no_number_is_no_parity(exported, network):
 @pytest.fixture
 def quick(monkeypatch, exported):
     """The exporter takes seconds; here it hands out the module's export, whatever network it is given."""
-    monkeypatch.setattr(export, "write_onnx", lambda network, path: shutil.copy(exported / "model.onnx", path))
+    monkeypatch.setattr(
+        export, "write_onnx", lambda network, path, half=False: shutil.copy(exported / "model.onnx", path)
+    )
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -237,7 +269,8 @@ def test_others_may_read_the_model(quick, network, tmp_path):
 
 @pytest.fixture
 def run(tmp_path, network) -> Path:
-    save_checkpoint(tmp_path / "run", {"settings": {"width": "quarter"}, "network": network.state_dict()})
+    average = {f"module.{name}": tensor for name, tensor in network.state_dict().items()}
+    save_checkpoint(tmp_path / "run", {"settings": {"width": "quarter"}, "average": average})
     return tmp_path / "run"
 
 

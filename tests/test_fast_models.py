@@ -238,6 +238,21 @@ def test_the_edge_of_a_cluster_belongs_to_it(folder):
     assert not library.nearest(np.array([-0.01, 1], np.float32), SPACE).inside
 
 
+def test_a_wide_cluster_serves_what_a_nearer_narrow_one_does_not_hold(folder):
+    write_negative(folder, "narrow", cluster=cluster([1.0, 0.0], radius=0.01))
+    write_negative(folder, "wide", cluster=cluster([0.0, 1.0], radius=0.9))
+    library = ModelLibrary([folder])
+    for degrees, slug, inside in (
+        (5, "narrow", True),
+        (20, "wide", True),
+        (-20, "narrow", False),
+        (-80, "narrow", False),
+    ):
+        angle = math.radians(degrees)
+        found = library.nearest(np.array([math.cos(angle), math.sin(angle)], np.float32), SPACE)
+        assert (found.model.card.slug, found.inside) == (slug, inside), degrees
+
+
 def test_nothing_is_near_where_no_model_has_a_cluster(folder):
     write_negative(folder, "no-cluster")
     assert ModelLibrary([folder]).nearest(np.ones(4, np.float32), SPACE) is None

@@ -403,12 +403,12 @@ def test_a_batch_is_a_function_of_seed_and_step(paths):
         assert crops.min() >= 0 and crops.max() <= 1
 
 
-@pytest.mark.parametrize("ahead", [1, 3, 8])
-def test_batches_read_ahead_are_those_of_the_steps(paths, ahead):
-    pictures = ContentPictures(paths, crop=32, batch=1)
-    batches = pictures.batches(5, ahead)
-    for step in range(5, 11):
-        assert torch.equal(next(batches), ContentPictures(paths, crop=32, batch=1).batch_at(step))
+@pytest.mark.parametrize(("stride", "offset"), [(1, 0), (2, 0), (2, 1)])
+def test_batches_read_ahead_are_those_of_the_steps(paths, stride, offset):
+    batches = ContentPictures(paths, crop=32, batch=1).batches(5, stride=stride, offset=offset)
+    for step in range(5, 15):
+        expected = ContentPictures(paths, crop=32, batch=1).batch_at(step * stride + offset)
+        assert torch.equal(next(batches), expected)
     batches.close()
 
 
@@ -565,7 +565,7 @@ def test_the_comparison_is_with_the_optimiser_from_noise(vgg19, style, paths, st
     calls = []
     loss = LossSettings(style_weight=style_weight)
     card = compare_with_reference(
-        Unchanged(), contents, style, vgg19, loss, steps=3, on_step=lambda done, total: calls.append((done, total))
+        Unchanged(), contents, [style], vgg19, loss, steps=3, on_step=lambda done, total: calls.append((done, total))
     )
     encoder = Encoder(vgg19)
     judge = PerceptualLoss(encoder, loss)
@@ -598,6 +598,6 @@ class Noise(nn.Module):
 @pytest.mark.slow
 def test_a_bad_network_equals_few_steps(vgg19, style, paths):
     contents = ContentPictures(paths[:1], crop=CROP, batch=1).centre_crops()
-    card = compare_with_reference(Noise(), contents, style, vgg19, LossSettings(), steps=30)
+    card = compare_with_reference(Noise(), contents, [style], vgg19, LossSettings(), steps=30)
     assert list(card.optimizer_total) == ["25", "30"]
     assert card.equals_steps == 25

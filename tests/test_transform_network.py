@@ -10,7 +10,7 @@ from models import random_network
 from torch import nn
 
 from shared.errors import InvalidInput
-from shared.transform_network import MIN_SIDE, RESIDUAL_BLOCKS, STRIDE, WIDTHS, TransformNetwork
+from shared.transform_network import MIN_SIDE, RESIDUAL_BLOCKS, STRIDE, WIDTHS, SharedNetwork, TransformNetwork
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +155,7 @@ def test_contrast_of_the_content_is_normalised_away(network):
 @torch.no_grad()
 def test_the_stride_is_what_the_module_says(network):
     shapes = []
-    handle = network.body.register_forward_hook(lambda module, inputs, output: shapes.append(output.shape[-2:]))
+    handle = network.body[-1].register_forward_hook(lambda module, inputs, output: shapes.append(output.shape[-2:]))
     network(picture(64, 96))
     handle.remove()
     assert shapes == [(64 // STRIDE, 96 // STRIDE)]
@@ -165,3 +165,57 @@ def test_an_unknown_width_is_refused():
     with pytest.raises(InvalidInput, match="'wide', expected one of full, half, quarter") as refusal:
         TransformNetwork("wide")
     assert refusal.value.field == "width"
+
+
+# --- one body, many styles -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def shared_network(network) -> SharedNetwork:
+    shared = SharedNetwork(network, 3)
+    with torch.no_grad():
+        shared.styles.add_(0.3 * torch.randn(shared.styles.shape, generator=torch.Generator().manual_seed(5)))
+    return shared
+
+
+def test_scales_are_two_numbers_a_normalised_channel(network):
+    channels = [norm.num_features for norm in network.norms()]
+    n = WIDTHS["quarter"]
+    assert channels == [n, 2 * n, 4 * n, *([4 * n] * 2 * RESIDUAL_BLOCKS), 2 * n, n]
+    assert network.scales().shape == (2 * sum(channels),)
+    assert torch.equal(network.scales()[:n], network.enter.norm.weight)
+    assert torch.equal(network.scales()[-n:], network.up2.norm.bias)
+
+
+@torch.no_grad()
+def test_given_scales_take_the_place_of_the_networks_own(network):
+    pictures = picture(35, 46, batch=2)
+    torch.testing.assert_close(network(pictures, network.scales().repeat(2, 1)), network(pictures), atol=1e-5, rtol=0)
+    other = network.with_scales(network.scales() * 1.5)
+    mixed = network(pictures, torch.stack([network.scales(), 1.5 * network.scales()]))
+    torch.testing.assert_close(mixed[:1], network(pictures[:1]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(mixed[1:], other(pictures[1:]), atol=1e-5, rtol=0)
+    assert (mixed[1:] - network(pictures[1:])).abs().max() > 0.01
+    assert torch.equal(other.down1.conv.weight, network.down1.conv.weight), "the body is the same"
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("mixture", [[1.0, 0, 0], [0, 0, 1.0], [0.2, 0.3, 0.5]], ids=str)
+def test_a_mixture_is_a_network_of_its_own(shared_network, mixture):
+    pictures, mixture = picture(33, 47), torch.tensor(mixture)
+    own = shared_network.network_of(mixture)
+    torch.testing.assert_close(shared_network(pictures, mixture[None]), own(pictures), atol=1e-5, rtol=0)
+    assert type(own) is TransformNetwork
+    expected = sum(share * scales for share, scales in zip(mixture, shared_network.styles, strict=True))
+    torch.testing.assert_close(own.scales(), expected)
+
+
+def test_each_picture_teaches_its_own_style_and_all_teach_the_body(network):
+    shared = SharedNetwork(network, 3)
+    assert torch.equal(shared.styles, network.scales().expand(3, -1)), "all start from the body's"
+    shared(picture(32, 32, batch=2), torch.eye(3)[[0, 2]]).square().mean().backward()
+    moved = shared.styles.grad.abs().sum(1)
+    assert moved[0] > 0 and moved[1] == 0 and moved[2] > 0
+    trained = {name for name, parameter in shared.named_parameters() if parameter.requires_grad}
+    assert "styles" in trained and "network.leave.weight" in trained
+    assert not any(".norm." in name for name in trained)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import re
 import subprocess
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -15,7 +17,11 @@ from rich.table import Table
 from shared.console import bar, console, explain_errors
 from shared.errors import InvalidInput
 from shared.perceptual_loss import LossSettings
-from training import bench_command
+from training import bench_command, clusters_command, evaluate_command
+from training.style_trainer import TrainingSettings
+
+if TYPE_CHECKING:
+    from training.train_command import StyleJob, StyleSource
 
 app = typer.Typer(
     help="Train the networks and indexes that Lienzo serves.",
@@ -25,8 +31,10 @@ app = typer.Typer(
 )
 
 app.add_typer(bench_command.app, name="bench")
+app.command("clusters")(clusters_command.clusters)
+app.command("evaluate")(evaluate_command.evaluate)
 
-_LOSS = LossSettings()
+_LOSS, _TRAINING = LossSettings(), TrainingSettings()
 
 
 @app.callback()
@@ -36,38 +44,80 @@ def _options(verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log 
     )
 
 
+# What both kinds of training take.
+Content = Annotated[Path, typer.Option(help="Folder of content pictures (any layout; a few hundred will do).")]
+Output = Annotated[Path, typer.Option("--output", "-o", help="Folder that the models' folders go into.")]
+Init = Annotated[
+    str, typer.Option(help="Start from this style: a slug trained here or shipped, or a run's or model's folder.")
+]
+TimeBudget = Annotated[
+    str,
+    typer.Option(help="Train each network at most this long, like 15m, 90s or 2h; export and comparison come on top."),
+]
+Steps = Annotated[int, typer.Option(help="Train at most this many steps.")]
+Width = Annotated[str, typer.Option(help="full, half or quarter; half is 2.4 times faster than full.")]
+Batch = Annotated[int, typer.Option(help="Pictures looked at together.")]
+Crop = Annotated[int, typer.Option(help="Side of the training crops in pixels.")]
+Accumulate = Annotated[int, typer.Option(help="Batches a step, where memory is short.")]
+OptimizerName = Annotated[str, typer.Option("--optimizer", help="muon or adam.")]
+Rate = Annotated[float, typer.Option(help="Learning rate; held, then lowered along a cosine over the last half.")]
+Average = Annotated[float, typer.Option("--ema", help="Share of the weights' mean that is kept at each step; 0: none.")]
+Target = Annotated[
+    str, typer.Option(help="Several style pictures: the mean of their Gram matrices, or one at random a step.")
+]
+OnlyScales = Annotated[
+    bool, typer.Option(help="Train the scales of the normalisations alone: minutes, from a shared body's --init.")
+]
+Patience = Annotated[
+    int, typer.Option(help="Stop after so many validations (one in 100 steps) without a lower loss; 0: never.")
+]
+StyleSize = Annotated[int, typer.Option(help="Longer side of the style pictures; larger: finer strokes.")]
+ContentWeight = Annotated[float, typer.Option(help="Weight of the content loss.")]
+StyleWeight = Annotated[float, typer.Option(help="Weight of the style loss.")]
+VariationWeight = Annotated[float, typer.Option("--tv-weight", help="Weight of the total variation.")]
+Seed = Annotated[int, typer.Option(help="Of the initial weights and the crops.")]
+Precision = Annotated[str, typer.Option(help="auto, float32 or bfloat16.")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+ReferencePairs = Annotated[
+    int, typer.Option(help="Held-out pictures to compare with the reference optimiser; 0: none.")
+]
+ContentCredit = Annotated[str, typer.Option(help="What the content pictures are, for the card.")]
+Source = Annotated[str, typer.Option(help="Where the style pictures come from, for the card.")]
+Licence = Annotated[str, typer.Option(help="Licence of the network, for the card.")]
+
+
 @app.command()
 @explain_errors
 def style(
     style: Annotated[Path, typer.Option(help="A style picture, or a folder of pictures of one style.")],
-    content: Annotated[Path, typer.Option(help="Folder of content pictures (any layout; a few hundred will do).")],
+    content: Content,
     name: Annotated[str, typer.Option(help="Slug of the new style: lower-case letters, digits, hyphens.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder that the model's folder goes into.")],
+    output: Output,
     title: Annotated[str, typer.Option(help="Human name; the style picture's title where not given.")] = "",
-    init: Annotated[
-        str, typer.Option(help="Start from this style: a slug trained here or shipped, or a run's or model's folder.")
-    ] = "",
-    time_budget: Annotated[
-        str, typer.Option(help="Train at most this long, like 15m, 90s or 2h; export and comparison come on top.")
-    ] = "",
-    steps: Annotated[int, typer.Option(help="Train at most this many steps.")] = 2000,
-    width: Annotated[str, typer.Option(help="full, half or quarter; half is 2.4 times faster than full.")] = "half",
-    batch: Annotated[int, typer.Option(help="Pictures a step.")] = 2,
-    crop: Annotated[int, typer.Option(help="Side of the training crops in pixels.")] = 256,
-    style_size: Annotated[int, typer.Option(help="Longer side of the style picture; larger: finer strokes.")] = 384,
-    content_weight: Annotated[float, typer.Option(help="Weight of the content loss.")] = _LOSS.content_weight,
-    style_weight: Annotated[float, typer.Option(help="Weight of the style loss.")] = _LOSS.style_weight,
-    tv_weight: Annotated[float, typer.Option(help="Weight of the total variation.")] = _LOSS.tv_weight,
-    learning_rate: Annotated[float, typer.Option(help="Of Adam.")] = 1e-3,
-    seed: Annotated[int, typer.Option(help="Of the initial weights and the crops.")] = 0,
-    precision: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    reference_pairs: Annotated[
-        int, typer.Option(help="Held-out pictures to compare with the reference optimiser; 0: none.")
-    ] = 2,
-    content_credit: Annotated[str, typer.Option(help="What the content pictures are, for the card.")] = "",
-    source: Annotated[str, typer.Option(help="Where the style picture comes from, for the card.")] = "",
-    licence: Annotated[str, typer.Option(help="Licence of the network, for the card.")] = "",
+    init: Init = "",
+    time_budget: TimeBudget = "",
+    steps: Steps = _TRAINING.steps,
+    width: Width = _TRAINING.width,
+    batch: Batch = _TRAINING.batch,
+    crop: Crop = _TRAINING.crop,
+    accumulate: Accumulate = _TRAINING.accumulate,
+    optimizer: OptimizerName = _TRAINING.optimizer,
+    learning_rate: Rate = _TRAINING.learning_rate,
+    ema: Average = _TRAINING.ema,
+    target: Target = _TRAINING.target,
+    only_scales: OnlyScales = _TRAINING.only_scales,
+    patience: Patience = _TRAINING.patience,
+    style_size: StyleSize = _TRAINING.style_size,
+    content_weight: ContentWeight = _LOSS.content_weight,
+    style_weight: StyleWeight = _LOSS.style_weight,
+    tv_weight: VariationWeight = _LOSS.tv_weight,
+    seed: Seed = _TRAINING.seed,
+    precision: Precision = _TRAINING.precision,
+    device: Device = "auto",
+    reference_pairs: ReferencePairs = 2,
+    content_credit: ContentCredit = "",
+    source: Source = "",
+    licence: Licence = "",
 ) -> None:
     """Train a fast network for one style and export it as a model folder.
 
@@ -75,39 +125,15 @@ def style(
     then `lienzo serve --models models`.
 
     Checkpoints, TensorBoard curves and sample sheets are kept in `OUTPUT/.training/NAME`. The same command run again
-    goes on where it was interrupted.
+    goes on where it was interrupted. Several GPUs: `torchrun --nproc-per-node 4 -m training style …`.
     """
     # Here, so that --help does not wait for ONNX and matplotlib.
-    from training.train_command import StyleJob, run_style_job
+    from training.train_command import run_style_job, style_sources
 
-    job = StyleJob(
-        style=style,
-        content=content,
-        slug=name,
-        output=output,
-        title=title,
-        init=init,
-        time_budget=parse_duration(time_budget) if time_budget else None,
-        settings={
-            "steps": steps,
-            "width": width,
-            "batch": batch,
-            "crop": crop,
-            "style_size": style_size,
-            "learning_rate": learning_rate,
-            "seed": seed,
-            "precision": precision,
-            "loss": LossSettings(content_weight=content_weight, style_weight=style_weight, tv_weight=tv_weight),
-        },
-        device=device,
-        reference_pairs=reference_pairs,
-        content_credit=content_credit,
-        source=source,
-        licence=licence,
-        commit=_commit(),
-        created=datetime.now(UTC).strftime("%Y-%m-%d"),
-    )
+    job = _job(locals(), styles=style_sources(style, source), slug=name, title=title)
     card = run_style_job(job)
+    if card is None:
+        return  # another worker of torchrun tells
     table = Table("", "", title=f"{card.name} ({card.slug})", show_header=False)
     table.add_row("model", str(output / name))
     table.add_row("parameters", f"{card.parameters:,} ({card.width} width)")
@@ -121,6 +147,153 @@ def style(
         table.add_row("as good as", f"{reached} steps of the reference" if reached else "more steps than were tried")
     table.add_row("next", f"lienzo serve --models {output}")
     console.print(table)
+
+
+@app.command()
+@explain_errors
+def styles(
+    clusters: Annotated[Path, typer.Option(help="The clusters.json that `lienzo-train clusters` wrote.")],
+    content: Content,
+    output: Output,
+    only: Annotated[
+        list[str] | None, typer.Option(help="Id of a cluster to train; repeatable; all if left out.")
+    ] = None,
+    members: Annotated[
+        int, typer.Option(help="Pictures nearest to the cluster's centre to learn from; 1: its medoid alone.")
+    ] = 1,
+    engine: Annotated[
+        str, typer.Option(help="local: one after the other; ray: a cluster on each worker of a Ray cluster.")
+    ] = "local",
+    workers: Annotated[
+        int | None, typer.Option(help="Networks at a time under Ray; as many as fit if left out.")
+    ] = None,
+    init: Init = "",
+    time_budget: TimeBudget = "",
+    steps: Steps = _TRAINING.steps,
+    width: Width = _TRAINING.width,
+    batch: Batch = _TRAINING.batch,
+    crop: Crop = _TRAINING.crop,
+    accumulate: Accumulate = _TRAINING.accumulate,
+    optimizer: OptimizerName = _TRAINING.optimizer,
+    learning_rate: Rate = _TRAINING.learning_rate,
+    ema: Average = _TRAINING.ema,
+    target: Target = _TRAINING.target,
+    only_scales: OnlyScales = _TRAINING.only_scales,
+    patience: Patience = _TRAINING.patience,
+    style_size: StyleSize = _TRAINING.style_size,
+    content_weight: ContentWeight = _LOSS.content_weight,
+    style_weight: StyleWeight = _LOSS.style_weight,
+    tv_weight: VariationWeight = _LOSS.tv_weight,
+    seed: Seed = _TRAINING.seed,
+    precision: Precision = _TRAINING.precision,
+    device: Device = "auto",
+    reference_pairs: ReferencePairs = 2,
+    content_credit: ContentCredit = "",
+    source: Source = "",
+    licence: Licence = "",
+) -> None:
+    """Train a fast network for every cluster of style that has none yet.
+
+    Example: `lienzo-train styles --clusters clusters/clusters.json --content paintings/ -o models --time-budget 30m`.
+
+    Each network serves the part of style space that its cluster takes up. A cluster that fails does not stop the
+    others; the same command run again goes on with those that are left.
+    """
+    from training.styles_command import cluster_jobs, run_jobs
+
+    pattern = _job(locals(), styles=(), slug="pattern", title="")
+    jobs = cluster_jobs(clusters, pattern, members=members, only=only or (), source=source)
+    if not jobs:
+        console.print(f"every cluster has its network in {output}")
+        return
+    for card in run_jobs(jobs, engine=engine, workers=workers):
+        reached = f", as good as {card.reference.equals_steps} reference steps" if card.reference else ""
+        console.print(f"{card.slug}: {card.training['steps']} steps in {card.training['seconds']:.0f} s{reached}")
+    console.print(f"next: lienzo serve --models {output}")
+
+
+@app.command()
+@explain_errors
+def body(
+    content: Content,
+    output: Output,
+    style: Annotated[
+        list[Path] | None, typer.Option(help="A style picture, or a folder of pictures; each is a style; repeatable.")
+    ] = None,
+    clusters: Annotated[
+        Path | None, typer.Option(help="The clusters.json of `lienzo-train clusters`; each medoid is a style.")
+    ] = None,
+    name: Annotated[str, typer.Option(help="Name of the run, for --init.")] = "body",
+    init: Init = "",
+    time_budget: TimeBudget = "",
+    steps: Steps = _TRAINING.steps,
+    width: Width = _TRAINING.width,
+    batch: Batch = _TRAINING.batch,
+    crop: Crop = _TRAINING.crop,
+    accumulate: Accumulate = _TRAINING.accumulate,
+    optimizer: OptimizerName = _TRAINING.optimizer,
+    learning_rate: Rate = _TRAINING.learning_rate,
+    ema: Average = _TRAINING.ema,
+    patience: Patience = _TRAINING.patience,
+    style_size: StyleSize = _TRAINING.style_size,
+    content_weight: ContentWeight = _LOSS.content_weight,
+    style_weight: StyleWeight = _LOSS.style_weight,
+    tv_weight: VariationWeight = _LOSS.tv_weight,
+    seed: Seed = _TRAINING.seed,
+    precision: Precision = _TRAINING.precision,
+    device: Device = "auto",
+    reference_pairs: ReferencePairs = 0,
+    content_credit: ContentCredit = "",
+    source: Source = "",
+    licence: Licence = "",
+) -> None:
+    """Train one body for many styles, and export a model for each.
+
+    Only the scales and shifts of the normalisations differ from style to style (Dumoulin et al. 2017). All styles
+    together take about as long as a few networks of their own, and each of them is a start for such a network:
+    `lienzo-train style … --init body`, or with `--only-scales` a new style in minutes.
+
+    Example: `lienzo-train body --clusters clusters/clusters.json --content paintings/ -o models --time-budget 2h`.
+    """
+    from training.styles_command import cluster_jobs, picture_jobs
+    from training.train_command import run_body_job
+
+    options = locals() | {"target": "each", "only_scales": False}
+    job = _job(options, styles=(), slug=name, title="")
+    styles = picture_jobs(style or (), job, source=source)
+    if clusters is not None:
+        styles += cluster_jobs(clusters, job, members=1, source=source, skip_done=False)
+    if len(styles) < 2:
+        raise InvalidInput(
+            f"there are {len(styles)} styles, expected at least 2.",
+            hint="Name pictures or folders with --style, or clusters with --clusters.",
+            field="style",
+        )
+    cards = run_body_job(job, styles)
+    for card in cards:
+        console.print(f"{card.slug}: {card.name}")
+    console.print(f"next: lienzo serve --models {output}")
+
+
+def _job(options: Mapping[str, Any], *, styles: tuple[StyleSource, ...], slug: str, title: str) -> StyleJob:
+    """The job that a command's options ask for."""
+    from training.train_command import StyleJob
+
+    weights = {name: options[name] for name in ("content_weight", "style_weight", "tv_weight")}
+    names = {field.name for field in dataclasses.fields(TrainingSettings)} & options.keys()
+    return StyleJob(
+        styles=styles,
+        slug=slug,
+        title=title,
+        time_budget=parse_duration(options["time_budget"]) if options["time_budget"] else None,
+        settings={name: options[name] for name in names} | {"loss": LossSettings(**weights)},
+        **{
+            name: options[name]
+            for name in ("content", "output", "init", "device", "reference_pairs", "content_credit", "licence")
+        },
+        commit=_commit(),
+        created=datetime.now(UTC).strftime("%Y-%m-%d"),
+    )
 
 
 @app.command()

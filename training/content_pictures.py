@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
-from collections import OrderedDict
+import os
+import threading
+from collections import OrderedDict, deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -69,22 +72,28 @@ class ContentPictures:
         self.seed = seed
         self._cache: OrderedDict[Path, Image.Image] = OrderedDict()
         self._unreadable: set[Path] = set()
+        self._lock = threading.Lock()
 
     def batch_at(self, step: int) -> Tensor:
-        """The crops of one step, ``[batch, 3, crop, crop]``."""
+        """The crops of batch ``step``, ``[batch, 3, crop, crop]``."""
         first = step * self.batch
         return torch.cat([self._crop_at(first + i) for i in range(self.batch)])
 
-    def batches(self, first_step: int, ahead: int = 3) -> Iterator[Tensor]:
-        """Endless batches from ``first_step`` on, prepared up to ``ahead`` steps early in a thread."""
-        with ThreadPoolExecutor(1, thread_name_prefix="content") as pool:
-            waiting: list[Future[Tensor]] = [pool.submit(self.batch_at, first_step + i) for i in range(ahead)]
-            step = first_step + ahead
+    def batches(self, first: int, *, stride: int = 1, offset: int = 0) -> Iterator[Tensor]:
+        """Endless batches from number ``first`` on, prepared in threads ahead of the trainer.
+
+        Args:
+            stride, offset: with several workers, each takes every ``stride``-th batch from its ``offset`` on.
+        """
+        threads = min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+        with ThreadPoolExecutor(threads, thread_name_prefix="content") as pool:
+            numbers = itertools.count(first)
+            waiting: deque[Future[Tensor]] = deque()
             try:
                 while True:
-                    yield waiting.pop(0).result()
-                    waiting.append(pool.submit(self.batch_at, step))
-                    step += 1
+                    while len(waiting) < threads + 2:
+                        waiting.append(pool.submit(self.batch_at, next(numbers) * stride + offset))
+                    yield waiting.popleft().result()
             finally:
                 for future in waiting:
                     future.cancel()
@@ -124,24 +133,28 @@ class ContentPictures:
 
     def _picture(self, path: Path) -> Image.Image | None:
         """The picture with a shorter side of about twice the crop, kept in memory while there is room."""
-        if path in self._unreadable:
-            return None
-        if path in self._cache:
-            self._cache.move_to_end(path)
-            return self._cache[path]
+        with self._lock:
+            if path in self._unreadable:
+                return None
+            if path in self._cache:
+                self._cache.move_to_end(path)
+                return self._cache[path]
         try:
             picture = decode(path)
         except (InvalidInput, OSError) as error:
-            log.warning("skipping %s: %s", path, error)
-            self._unreadable.add(path)
+            with self._lock:
+                if path not in self._unreadable:
+                    log.warning("skipping %s: %s", path, error)
+                self._unreadable.add(path)
             return None
         ratio = 2 * self.crop / min(picture.size)
         if ratio < 1:
             picture = picture.resize(
                 (round(picture.width * ratio), round(picture.height * ratio)), Image.Resampling.LANCZOS
             )
-        self._cache[path] = picture
-        # 1,500 pictures of 512 × 700 pixels are 1.6 GB.
-        while len(self._cache) > 1500:
-            self._cache.popitem(last=False)
+        with self._lock:
+            self._cache[path] = picture
+            # 1,500 pictures of 512 × 700 pixels are 1.6 GB.
+            while len(self._cache) > 1500:
+                self._cache.popitem(last=False)
         return picture

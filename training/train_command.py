@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import platform
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import Any
 
+import numpy as np
 import onnx
 import torch
 from torch import Tensor
@@ -29,7 +31,14 @@ from training.content_pictures import ContentPictures, list_pictures
 from training.export import export_model, measure_parity, write_onnx
 from training.record import TrainingRecord
 from training.reference import compare_with_reference
-from training.style_trainer import TrainingSettings, TrainingStep, train_style
+from training.style_trainer import (
+    TrainingResult,
+    TrainingSettings,
+    TrainingStep,
+    train_style,
+    trained_weights,
+)
+from training.workers import Workers
 
 log = logging.getLogger(__name__)
 
@@ -43,10 +52,37 @@ REFERENCE_STEPS = 100
 
 
 @dataclass(frozen=True)
-class StyleJob:
-    """What the command line asks for."""
+class StyleSource:
+    """A style picture's file, and what the card says of it.
 
-    style: Path
+    Attributes:
+        path: of the file.
+        title, artist, date: read from the file's name where no title is given.
+        source: where it comes from.
+    """
+
+    path: Path
+    title: str = ""
+    artist: str = ""
+    date: str = ""
+    source: str = ""
+
+
+def style_sources(path: Path, source: str = "") -> tuple[StyleSource, ...]:
+    """The picture at ``path``, or all pictures below it."""
+    return tuple(StyleSource(file, source=source) for file in (list_pictures(path) if path.is_dir() else (path,)))
+
+
+@dataclass(frozen=True)
+class StyleJob:
+    """What the command line asks for.
+
+    Attributes:
+        styles: the pictures to learn from.
+        cluster: the part of style space that the network will serve; None: the surroundings of its style pictures.
+    """
+
+    styles: tuple[StyleSource, ...]
     content: Path
     slug: str
     output: Path
@@ -57,21 +93,72 @@ class StyleJob:
     device: str
     reference_pairs: int
     content_credit: str
-    source: str
     licence: str
     commit: str
     created: str
+    cluster: ClusterCard | None = None
 
 
-def run_style_job(job: StyleJob) -> Card:
-    """Train, compare with the reference, export."""
+def run_style_job(job: StyleJob) -> Card | None:
+    """Train, compare with the reference, export.
+
+    Returns:
+        The card; None in all workers of ``torchrun`` but the first, which have nothing left to do.
+    """
+    workers = Workers.current()
+    try:
+        training = _train(job, workers)
+        return _export(job, training.result.network, training) if workers.first else None
+    finally:
+        workers.leave()
+
+
+def run_body_job(job: StyleJob, styles: Sequence[StyleJob]) -> list[Card]:
+    """Train one body for several styles, and export the network that it is for each of them.
+
+    Args:
+        job: how; its slug names the run, from which ``init`` can start a network of one style.
+        styles: for each style its slug, title, style pictures (the first of which it is) and cluster.
+    """
+    if len({style.slug for style in styles}) != len(styles):
+        raise InvalidInput("two styles have the same name.", hint="Rename one of the files.", field="style")
+    job = replace(job, styles=tuple(style.styles[0] for style in styles))
+    workers = Workers.current()
+    try:
+        training = _train(job, workers, names=[style.slug for style in styles])
+        if not workers.first:
+            return []
+        cards = []
+        for i, style in enumerate(styles):
+            mixture = torch.eye(len(styles), device=training.result.network.styles.device)[i]
+            own = replace(training, styles=training.styles[i : i + 1])
+            part = replace(job, slug=style.slug, title=style.title, styles=style.styles[:1], cluster=style.cluster)
+            cards.append(_export(part, training.result.network.network_of(mixture), own, body=job.slug))
+        return cards
+    finally:
+        workers.leave()
+
+
+@dataclass(frozen=True)
+class _Training:
+    """A training that is done, and what its card needs."""
+
+    result: TrainingResult
+    settings: TrainingSettings
+    styles: Sequence[Tensor]
+    unseen: Tensor
+    pictures: int
+    vgg19: Mapping[str, Tensor]
+    workers: int
+
+
+def _train(job: StyleJob, workers: Workers, names: Sequence[str] = ()) -> _Training:
     keep_freed_memory()
     _check_names(job)
     if not 0 <= job.reference_pairs <= HELD_OUT:
         raise InvalidInput(f"reference_pairs is {job.reference_pairs}, expected 0 to {HELD_OUT}.")
-    settings, device = TrainingSettings(**job.settings), pick_device(job.device)
-    style_paths = list_pictures(job.style) if job.style.is_dir() else (job.style,)
-    styles = [_read_style(path, settings.style_size) for path in style_paths]
+    settings = TrainingSettings(**job.settings)
+    styles = [_read_style(source.path, settings.style_size) for source in job.styles]
     content_paths = list_pictures(job.content)
     if len(content_paths) < 2 * HELD_OUT:
         raise InvalidInput(
@@ -88,7 +175,10 @@ def run_style_job(job: StyleJob) -> Card:
         vgg19 = weights.load("vgg19", progress=progress)
     run = job.output / ".training" / job.slug
     init = _initial_state(job) if job.init else None
-    with TrainingRecord(run) as record, bar("training", settings.steps) as update:
+    with (
+        TrainingRecord(run) if workers.first else nullcontext() as record,
+        bar("training", settings.steps) if workers.first else nullcontext() as update,
+    ):
 
         def on_step(step: TrainingStep) -> None:
             record.add(step)
@@ -104,43 +194,52 @@ def run_style_job(job: StyleJob) -> Card:
             settings,
             run,
             init=init,
+            names=names,
             time_budget=job.time_budget,
             device=job.device,
             on_step=on_step,
         )
-        record.plot(result.history)
+        if workers.first:
+            record.plot(result.history)
+    return _Training(result, settings, styles, unseen, len(train_paths), vgg19, workers.count)
 
+
+def _export(job: StyleJob, network: TransformNetwork, training: _Training, body: str = "") -> Card:
+    """Compare with the reference, and write the model's folder."""
+    settings, result, device = training.settings, training.result, pick_device(job.device)
     reference = None
     if job.reference_pairs:
         with bar("comparing with the reference", job.reference_pairs * REFERENCE_STEPS) as update:
             reference = compare_with_reference(
-                result.network,
-                unseen[: job.reference_pairs],
-                styles[0],
-                vgg19,
+                network,
+                training.unseen[: job.reference_pairs],
+                training.styles,
+                training.vgg19,
                 settings.loss,
                 steps=REFERENCE_STEPS,
                 dtype=pick_dtype(settings.precision, device),
                 device=device,
                 on_step=lambda done, total: update(done, total),
             )
-    pictures = [_style_picture(path, job.source) for path in style_paths]
+    pictures = [_style_picture(source) for source in job.styles]
     return export_model(
-        result.network,
+        network,
         job.output / job.slug,
         {
             "name": job.title or pictures[0].title[: fast_models.LONGEST_NAME],
             "styles": pictures,
-            "cluster": _cluster(job.slug, style_paths, vgg19),
+            "cluster": job.cluster or _cluster(job.slug, [source.path for source in job.styles], training.vgg19),
             "training": {
                 **settings.as_dict(),
                 "steps": result.steps,
                 "seconds": round(result.seconds, 1),
+                "workers": training.workers,
                 "init": job.init,
+                "body": body,
                 "device": torch.cuda.get_device_name() if device.type == "cuda" else platform.machine(),
                 "torch": torch.__version__,
             },
-            "data": {"content": job.content_credit or job.content.resolve().name, "pictures": len(train_paths)},
+            "data": {"content": job.content_credit or job.content.resolve().name, "pictures": training.pictures},
             "validation": {k: round(v, 4) for k, v in result.history[-1].items() if k != "step"},
             "reference": reference,
             "commit": job.commit,
@@ -196,7 +295,7 @@ def _initial_state(job: StyleJob) -> dict[str, Tensor]:
     folder = Path(job.init)
     for run in (job.output / ".training" / job.init, folder):
         if (checkpoint := load_checkpoint(run)) is not None:
-            return checkpoint["network"]
+            return trained_weights(checkpoint, job.slug)
     model = next((f for f in (folder, fast_models.SHIPPED / job.init) if (f / fast_models.CARD_FILE).is_file()), None)
     if model is None:
         raise InvalidInput(
@@ -209,7 +308,7 @@ def _initial_state(job: StyleJob) -> dict[str, Tensor]:
     graph = onnx.load(model / fast_models.MODEL_FILE).graph
     names = TransformNetwork("quarter").state_dict().keys()
     tensors = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer if tensor.name in names}
-    return {name: torch.from_numpy(array.copy()) for name, array in tensors.items()}
+    return {name: torch.from_numpy(array.astype(np.float32)) for name, array in tensors.items()}
 
 
 def _checkpoint_state(run: Path) -> tuple[str, dict[str, Tensor]]:
@@ -220,21 +319,23 @@ def _checkpoint_state(run: Path) -> tuple[str, dict[str, Tensor]]:
             hint="Name a training's run folder, OUTPUT/.training/NAME.",
             field="init",
         )
-    return checkpoint["settings"]["width"], checkpoint["network"]
+    return checkpoint["settings"]["width"], trained_weights(checkpoint)
 
 
-def _style_picture(path: Path, source: str) -> StylePicture:
-    texts = galleries.texts_from_name(PurePath(path.name))
+def _style_picture(style: StyleSource) -> StylePicture:
+    texts = galleries.texts_from_name(PurePath(style.path.name))
+    if style.title:
+        texts = {"title": style.title, "artist": style.artist, "date": style.date}
     return StylePicture(
-        title=texts["title"] or path.stem,
+        title=texts["title"] or style.path.stem,
         artist=texts["artist"],
         date=texts.get("date", ""),
-        source=source,
-        sha256=sha256(path),
+        source=style.source,
+        sha256=sha256(style.path),
     )
 
 
-def _cluster(slug: str, paths: tuple[Path, ...], vgg19: Mapping[str, Tensor]) -> ClusterCard | None:
+def _cluster(slug: str, paths: Sequence[Path], vgg19: Mapping[str, Tensor]) -> ClusterCard | None:
     """The part of the shipped style space around the style pictures."""
     if not SHIPPED_SPACE.is_file():
         log.warning("there is no style space, so the card names no cluster")
