@@ -24,6 +24,8 @@ def save_checkpoint(folder: Path, state: dict[str, Any]) -> Path:
     At every instant one of the two files is whole, whenever the process dies.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    for part in folder.glob(".*.part"):
+        part.unlink(missing_ok=True)  # what a killed process was writing
     buffer = io.BytesIO()
     torch.save(state, buffer)
     latest = folder / LATEST

@@ -137,7 +137,8 @@ def style(
     table = Table("", "", title=f"{card.name} ({card.slug})", show_header=False)
     table.add_row("model", str(output / name))
     table.add_row("parameters", f"{card.parameters:,} ({card.width} width)")
-    table.add_row("trained", f"{card.training['steps']} steps in {card.training['seconds']:.0f} s")
+    early = ", then the loss fell no more" if card.training["stopped_early"] else ""
+    table.add_row("trained", f"{card.training['steps']} steps in {card.training['seconds']:.0f} s{early}")
     table.add_row("parity with PyTorch", f"{card.parity.max_difference:.1e}")
     if card.reference:
         reached = card.reference.equals_steps

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -19,18 +20,25 @@ _TERMS = ("content", "style", "tv", "total", "grid")
 
 
 class TrainingRecord:
-    """Writes the record of one training into its run folder; use as a context manager."""
+    """Writes the record of one training into its run folder; use as a context manager.
+
+    Nothing is written before the first step, so a training that is refused leaves nothing.
+    """
 
     def __init__(self, run: Path):
         self.run = run
-        run.mkdir(parents=True, exist_ok=True)
-        self._board = SummaryWriter(run / "tensorboard")
+
+    @cached_property
+    def _board(self) -> SummaryWriter:
+        self.run.mkdir(parents=True, exist_ok=True)
+        return SummaryWriter(self.run / "tensorboard")
 
     def __enter__(self) -> TrainingRecord:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._board.close()
+        if "_board" in self.__dict__:
+            self._board.close()
 
     def add(self, step: TrainingStep) -> None:
         """Note one step; the sheet is written anew at each validation."""

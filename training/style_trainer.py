@@ -7,8 +7,10 @@ import dataclasses
 import hashlib
 import logging
 import math
+import signal
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -105,6 +107,7 @@ class TrainingSettings:
             ("batch", 1),
             ("accumulate", 1),
             ("patience", 0),
+            ("seed", 0),
             ("crop", MIN_SIDE),
             ("style_size", MIN_SIDE),
         ):
@@ -233,7 +236,9 @@ def train_style(
         save_checkpoint(run, state)
 
     def validate() -> tuple[dict[str, float], Tensor]:
-        return _validate(average.module, loss, targets, held_out.to(target_device), dtype)
+        measured, samples = _validate(average.module, loss, targets, held_out.to(target_device), dtype)
+        # What ends the training early must be the same for all.
+        return {name: workers.mean(value, target_device) for name, value in measured.items()}, samples
 
     def losses_of(pictures: Tensor, drawn: Sequence[int]) -> tuple[Tensor, dict[str, float]]:
         content_target = loss.content_target(pictures)
@@ -268,34 +273,35 @@ def train_style(
                     (total / settings.accumulate).backward()
                     parts.append(values)
                 workers.average_gradients(network.parameters())
-                for optimizer in optimizers:
-                    optimizer.step()
-                average.update_parameters(network)
-                step += 1
-
                 losses = {name: sum(part[name] for part in parts) / len(parts) for name in parts[0]}
                 if not math.isfinite(workers.mean(losses["total"], target_device)):
                     raise TrainingFailed(
-                        f"the loss is not a number at step {step} ({losses}).",
+                        f"the loss is not a number at step {step + 1} ({losses}).",
                         hint="Lower --learning-rate or the style weight, or use --precision float32.",
                     )
                 measured, samples = None, None
-                if step % validate_every == 0:
-                    measured, samples = validate()
-                    history.append({"step": step, **measured})
+                # Or an interruption would save a step that is half made.
+                with _interrupts_held():
+                    for optimizer in optimizers:
+                        optimizer.step()
+                    average.update_parameters(network)
+                    step += 1
+                    if step % validate_every == 0:
+                        measured, samples = validate()
+                        history.append({"step": step, **measured})
                 if step % checkpoint_every == 0:
                     save()
                 if on_step is not None and workers.first:
                     on_step(TrainingStep(step, settings.steps, losses, rate, progress, measured, samples))
+            measured, samples = validate()
+            if not history or history[-1]["step"] != step:
+                history.append({"step": step, **measured})
+            if on_step is not None and workers.first:
+                on_step(TrainingStep(step, settings.steps, measured, 0.0, 1.0, measured, samples))
         except KeyboardInterrupt:
             # Nothing lost: the next run takes up at this step.
             save()
             raise
-        measured, samples = validate()
-        if not history or history[-1]["step"] != step:
-            history.append({"step": step, **measured})
-        if on_step is not None and workers.first:
-            on_step(TrainingStep(step, settings.steps, measured, 0.0, 1.0, measured, samples))
     save()
     return TrainingResult(average.module.eval(), step, spent + time.monotonic() - started, history, stopped_early)
 
@@ -306,7 +312,12 @@ def trained_weights(checkpoint: Mapping[str, Any], name: str = "") -> dict[str, 
     Args:
         name: of the style, where the checkpoint is a shared body's; without it, or for a style that the body does not
             know, the scales are the mean of all its styles.
+
+    Raises:
+        InvalidInput: the checkpoint is of an older version.
     """
+    if "average" not in checkpoint:
+        raise InvalidInput("the checkpoint was made by an older version of Lienzo.", hint="Train again.", field="init")
     prefix = "module."
     state = {key.removeprefix(prefix): t for key, t in checkpoint["average"].items() if key.startswith(prefix)}
     if "styles" not in state:
@@ -391,6 +402,22 @@ class _EMA:
     def __call__(self, mean: Tensor, weights: Tensor, steps: Tensor) -> Tensor:
         decay = min(self.decay, (1 + float(steps)) / (10 + float(steps))) if self.decay else 0.0
         return torch.lerp(weights, mean, decay)
+
+
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Ctrl-C waits for the end of the block. Other threads than the main one are never interrupted by it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    handler = signal.signal(signal.SIGINT, lambda number, frame: came.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    if came:
+        signal.raise_signal(signal.SIGINT)
 
 
 def _has_settled(history: Sequence[Mapping[str, float]], patience: int) -> bool:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path, PurePath
+from typing import Any
 
 from shared import fast_models, galleries
 from shared.console import bar
 from shared.errors import InvalidInput, LienzoError, ModelRefused
 from shared.fast_models import Card, ClusterCard
 from shared.galleries import Gallery, open_gallery
-from training.clusters import Cluster, Clustering
+from training.clusters import NEAREST, Cluster, Clustering
 from training.train_command import StyleJob, StyleSource, run_style_job, style_sources
 
 log = logging.getLogger(__name__)
@@ -80,9 +83,9 @@ def cluster_jobs(
             hint=f"Clusters are: {', '.join(known)}.",
             field="only",
         )
-    if members < 1:
-        raise InvalidInput(f"members is {members}, expected at least 1.", field="members")
-    opened = {spec: open_gallery(spec) for spec in clustering.pictures}
+    if not 1 <= members <= NEAREST:
+        raise InvalidInput(f"members is {members}, expected 1 to {NEAREST}.", field="members")
+    gallery = cache(open_gallery)
     jobs = []
     for cluster in known.values():
         if only and cluster.id not in only:
@@ -90,7 +93,7 @@ def cluster_jobs(
         card = ClusterCard(
             id=cluster.id, style_space=clustering.style_space, centre=cluster.centre, radius=cluster.radius
         )
-        styles = _sources(cluster, members, opened, source)
+        styles = _sources(cluster, members, gallery, source)
         job = replace(
             pattern, slug=cluster.id, title=cluster.title[: fast_models.LONGEST_NAME], styles=styles, cluster=card
         )
@@ -110,11 +113,13 @@ def run_jobs(jobs: Sequence[StyleJob], *, engine: str, workers: int | None = Non
         workers: jobs at a time under Ray; as many as it has room for where not given.
 
     Raises:
-        InvalidInput: there is no such engine.
+        InvalidInput: there is no such engine, or it is not installed, or ``workers`` is below 1.
         StylesFailed: some jobs failed; after all others are done.
     """
     if engine not in ENGINES:
         raise InvalidInput(f"engine is '{engine}', expected one of {', '.join(ENGINES)}.", field="engine")
+    if workers is not None and workers < 1:
+        raise InvalidInput(f"workers is {workers}, expected at least 1.", field="workers")
     failures: list[tuple[str, Exception]] = []
     run = _run_here if engine == "local" else _run_on_ray
     yield from run(jobs, failures, workers)
@@ -140,23 +145,28 @@ def _run_here(jobs: Sequence[StyleJob], failures: list[tuple[str, Exception]], _
 
 
 def _run_on_ray(jobs: Sequence[StyleJob], failures: list[tuple[str, Exception]], workers: int | None) -> Iterator[Card]:
-    # Ray is an extra of its own: a hundred megabytes that one machine does not need.
-    import ray
+    # Ray is an extra of its own: a quarter of a gigabyte that one machine does not need.
+    try:
+        import ray
+    except ModuleNotFoundError as error:
+        raise InvalidInput(
+            "engine 'ray' needs the package 'ray'.", hint="Install it: pip install -e '.[ray]'.", field="engine"
+        ) from error
 
     started_here = not ray.is_initialized()
     if started_here:
+        # It would tell its makers of each use.
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         ray.init(log_to_driver=False, include_dashboard=False, configure_logging=False)
     try:
-        resources = ray.cluster_resources()
-        gpus = 1 if resources.get("GPU", 0) >= 1 else 0
-        cpus = resources.get("CPU", 1) / workers if workers and not gpus else 1
-        task = ray.remote(num_cpus=max(1, int(cpus)), num_gpus=gpus, max_retries=2)(_run_quietly)
+        cpus, gpus = _share([node["Resources"] for node in ray.nodes() if node["Alive"]], workers)
+        task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=2)(_run_quietly)
         waiting, pending = {}, list(jobs)
         with bar("training clusters", len(jobs)) as update:
             while pending or waiting:
                 while pending and (workers is None or len(waiting) < workers):
                     job = pending.pop(0)
-                    waiting[task.remote(job, max(1, int(cpus)))] = job
+                    waiting[task.remote(job, cpus, Path.cwd())] = job
                 (done, *_), _rest = ray.wait(list(waiting), num_returns=1)
                 job = waiting.pop(done)
                 try:
@@ -171,19 +181,32 @@ def _run_on_ray(jobs: Sequence[StyleJob], failures: list[tuple[str, Exception]],
             ray.shutdown()
 
 
-def _run_quietly(job: StyleJob, threads: int) -> str:
-    """On a Ray worker, whose output goes to Ray's log."""
+def _share(nodes: Sequence[Mapping[str, Any]], workers: int | None) -> tuple[int, int]:
+    """Processors and GPUs for each job, of machines with the resources ``nodes``: a job runs on one of them."""
+    if any(node.get("GPU", 0) >= 1 for node in nodes):
+        return 1, 1
+    if workers is None:
+        return 1, 0
+    processors = [int(node.get("CPU", 0)) for node in nodes]
+    return max(1, min(sum(processors) // workers, max(processors))), 0
+
+
+def _run_quietly(job: StyleJob, threads: int, folder: Path) -> str:
+    """On a Ray worker, whose output goes to Ray's log; paths are relative to ``folder``."""
     import torch
 
+    os.chdir(folder)
     # Ray sets OMP_NUM_THREADS to 1; the task was given this many cores.
     torch.set_num_threads(threads)
     return run_style_job(job).model_dump_json()
 
 
-def _sources(cluster: Cluster, members: int, opened: Mapping[str, Gallery], source: str) -> tuple[StyleSource, ...]:
+def _sources(
+    cluster: Cluster, members: int, gallery: Callable[[str], Gallery], source: str
+) -> tuple[StyleSource, ...]:
     found = []
     for member in cluster.nearest[:members]:
-        picture = opened[member.gallery].by_id(member.id)
+        picture = gallery(member.gallery).by_id(member.id)
         found.append(StyleSource(picture.path, picture.title, picture.artist, picture.date, source or picture.credit))
     return tuple(found)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import platform
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -21,11 +23,11 @@ from shared.devices import keep_freed_memory, pick_device, pick_dtype
 from shared.encoders import Encoder
 from shared.errors import InvalidInput, PictureError
 from shared.fast_models import Card, ClusterCard, ParityCard, StylePicture
-from shared.files import sha256
+from shared.files import sha256, write_atomically
 from shared.images import decode, resize, to_tensor
 from shared.style_space import SHIPPED as SHIPPED_SPACE
 from shared.style_space import StyleSpace, mean_embedding
-from shared.transform_network import TransformNetwork
+from shared.transform_network import SharedNetwork, TransformNetwork
 from training.checkpoints import load_checkpoint
 from training.content_pictures import ContentPictures, list_pictures
 from training.export import export_model, measure_parity, write_onnx
@@ -49,6 +51,9 @@ SINGLE_PICTURE_RADIUS = 0.65
 """Cosine distance in style space within which a network trained on one picture stands in for another's style."""
 
 REFERENCE_STEPS = 100
+
+BODIES = fast_models.SHIPPED.parent / "bodies"
+"""Where shared bodies that ship lie, for ``init``."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +110,12 @@ def run_style_job(job: StyleJob) -> Card | None:
     Returns:
         The card; None in all workers of ``torchrun`` but the first, which have nothing left to do.
     """
+    if job.settings.get("target") == "each":
+        raise InvalidInput(
+            "target is 'each', expected mean or random.",
+            hint="One body for several styles is trained by `lienzo-train body`.",
+            field="target",
+        )
     workers = Workers.current()
     try:
         training = _train(job, workers)
@@ -114,7 +125,7 @@ def run_style_job(job: StyleJob) -> Card | None:
 
 
 def run_body_job(job: StyleJob, styles: Sequence[StyleJob]) -> list[Card]:
-    """Train one body for several styles, and export the network that it is for each of them.
+    """Train one body for several styles, keep it as ``SLUG.safetensors``, and export its network for each of them.
 
     Args:
         job: how; its slug names the run, from which ``init`` can start a network of one style.
@@ -128,6 +139,8 @@ def run_body_job(job: StyleJob, styles: Sequence[StyleJob]) -> list[Card]:
         training = _train(job, workers, names=[style.slug for style in styles])
         if not workers.first:
             return []
+        names = [style.slug for style in styles]
+        save_body(training.result.network, names, job.output / f"{job.slug}.safetensors")
         cards = []
         for i, style in enumerate(styles):
             mixture = torch.eye(len(styles), device=training.result.network.styles.device)[i]
@@ -149,6 +162,7 @@ class _Training:
     unseen: Tensor
     pictures: int
     vgg19: Mapping[str, Tensor]
+    device: torch.device
     workers: int
 
 
@@ -157,7 +171,7 @@ def _train(job: StyleJob, workers: Workers, names: Sequence[str] = ()) -> _Train
     _check_names(job)
     if not 0 <= job.reference_pairs <= HELD_OUT:
         raise InvalidInput(f"reference_pairs is {job.reference_pairs}, expected 0 to {HELD_OUT}.")
-    settings = TrainingSettings(**job.settings)
+    settings, device = TrainingSettings(**job.settings), pick_device(job.device)
     styles = [_read_style(source.path, settings.style_size) for source in job.styles]
     content_paths = list_pictures(job.content)
     if len(content_paths) < 2 * HELD_OUT:
@@ -201,12 +215,12 @@ def _train(job: StyleJob, workers: Workers, names: Sequence[str] = ()) -> _Train
         )
         if workers.first:
             record.plot(result.history)
-    return _Training(result, settings, styles, unseen, len(train_paths), vgg19, workers.count)
+    return _Training(result, settings, styles, unseen, len(train_paths), vgg19, device, workers.count)
 
 
 def _export(job: StyleJob, network: TransformNetwork, training: _Training, body: str = "") -> Card:
     """Compare with the reference, and write the model's folder."""
-    settings, result, device = training.settings, training.result, pick_device(job.device)
+    settings, result, device = training.settings, training.result, training.device
     reference = None
     if job.reference_pairs:
         with bar("comparing with the reference", job.reference_pairs * REFERENCE_STEPS) as update:
@@ -233,6 +247,7 @@ def _export(job: StyleJob, network: TransformNetwork, training: _Training, body:
                 **settings.as_dict(),
                 "steps": result.steps,
                 "seconds": round(result.seconds, 1),
+                "stopped_early": result.stopped_early,
                 "workers": training.workers,
                 "init": job.init,
                 "body": body,
@@ -290,17 +305,52 @@ def _read_style(path: Path, size: int) -> Tensor:
         ) from error
 
 
+def save_body(network: SharedNetwork, names: Sequence[str], path: Path) -> None:
+    """Write a shared body to ``path``, its weights as float16: what networks of other styles can start from."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {name: tensor.cpu().half().contiguous() for name, tensor in network.state_dict().items()}
+    metadata = {"format": "1", "width": network.network.width, "names": json.dumps(list(names))}
+    write_atomically(path, safetensors.torch.save(tensors, metadata))
+
+
+def load_body(path: Path, name: str = "") -> TransformNetwork:
+    """The network that the body in ``path`` is for the style ``name``, or for the mean of its styles.
+
+    Raises:
+        InvalidInput: the file is no shared body.
+    """
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            state = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118 - it is no mapping
+        names = json.loads(metadata["names"])
+        network = SharedNetwork(TransformNetwork(metadata["width"]), len(names))
+        network.load_state_dict(state)
+    except (OSError, safetensors.SafetensorError, KeyError, ValueError, RuntimeError, InvalidInput) as error:
+        raise InvalidInput(
+            f"'{path}' is no shared body: {error}.", hint="Name one that `lienzo-train body` wrote.", field="init"
+        ) from error
+    mixture = torch.eye(len(names))[names.index(name)] if name in names else torch.full((len(names),), 1 / len(names))
+    return network.network_of(mixture)
+
+
 def _initial_state(job: StyleJob) -> dict[str, Tensor]:
-    """The network to start from: a training beside this one, any run folder, or a fast model by folder or slug."""
+    """The network to start from: a training beside this one, a run folder, a shared body, or a fast model."""
     folder = Path(job.init)
     for run in (job.output / ".training" / job.init, folder):
         if (checkpoint := load_checkpoint(run)) is not None:
             return trained_weights(checkpoint, job.slug)
+    if body := next((file for file in (folder, BODIES / f"{job.init}.safetensors") if file.is_file()), None):
+        return load_body(body, job.slug).state_dict()
     model = next((f for f in (folder, fast_models.SHIPPED / job.init) if (f / fast_models.CARD_FILE).is_file()), None)
     if model is None:
+        shipped = [
+            *(body.stem for body in sorted(BODIES.glob("*.safetensors"))),
+            *sorted(fast_models.ModelLibrary().models),
+        ]
         raise InvalidInput(
-            f"'{job.init}' is neither a training, nor a model's folder, nor a shipped style.",
-            hint=f"Shipped styles are: {', '.join(sorted(fast_models.ModelLibrary().models))}.",
+            f"'{job.init}' is neither a training, nor a shared body, nor a model's folder, nor a shipped style.",
+            hint=f"Shipped are: {', '.join(shipped)}.",
             field="init",
         )
     fast_models.read_card(model)
