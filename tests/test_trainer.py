@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+import errno
 import logging
+import os
 import pickle
+import signal
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -34,6 +40,7 @@ from training.style_trainer import (
     TrainingStep,
     learning_rate_at,
     train_style,
+    trained_weights,
 )
 
 CROP = 64
@@ -49,26 +56,34 @@ def style() -> torch.Tensor:
     return to_tensor(strokes(80, 64))
 
 
-@pytest.fixture
-def train(paths, style, vgg19, tmp_path):
-    """``train_style`` on small pictures; every argument and every setting can be replaced."""
+@pytest.fixture(scope="module")
+def train_in(paths, style, vgg19):
+    """``train_style`` on small pictures in a folder; every argument and every setting can be replaced."""
 
-    def run(**changes):
+    def run(folder: Path, **changes):
         arguments = {
             "styles": [style],
             "content": ContentPictures(paths[:-1], crop=CROP, batch=1),
             "validation": ContentPictures(paths[-1:], crop=CROP, batch=1),
             "weights": vgg19,
-            "run": tmp_path / "run",
+            "run": folder,
             "device": "cpu",
             "validate_every": 1000,
         }
         options = {"width": "quarter", "steps": 6, "batch": 1, "crop": CROP, "precision": "float32"}
+        if "batch" in changes:
+            arguments["content"] = ContentPictures(paths[:-1], crop=CROP, batch=changes["batch"])
         for name, value in changes.items():
             (arguments if name in style_trainer.train_style.__annotations__ else options)[name] = value
         return train_style(settings=TrainingSettings(**options), **arguments)
 
     return run
+
+
+@pytest.fixture
+def train(train_in, tmp_path):
+    """The same in a folder of the test's own, where it names no other."""
+    return partial(train_in, tmp_path / "run")
 
 
 class Trace(list):
@@ -154,6 +169,201 @@ def test_the_style_pictures_are_averaged(train, style, encoder, paths):
     assert trace[0].losses["style"] != pytest.approx(of_the_first["style"], rel=1e-2)
 
 
+# --- steps ---------------------------------------------------------------------------------------------------------
+
+
+class Recorded:
+    """Keeps every network's weights after each step, by wrapping what averages them."""
+
+    def __init__(self, monkeypatch):
+        self.weights: list[dict[str, torch.Tensor]] = []
+        update = style_trainer.AveragedModel.update_parameters
+
+        def recorded(average, network):
+            self.weights.append(copy.deepcopy(network.state_dict()))
+            update(average, network)
+
+        monkeypatch.setattr(style_trainer.AveragedModel, "update_parameters", recorded)
+
+
+def test_the_mean_of_the_weights_is_what_is_validated_returned_and_kept(
+    train, tmp_path, encoder, paths, style, monkeypatch
+):
+    recorded = Recorded(monkeypatch)
+    result = train(steps=5, ema=0.25, learning_rate=0.02)
+    first, *later = recorded.weights
+    assert len(later) == 4
+    mean = {name: tensor.double() for name, tensor in first.items()}
+    for n, weights in enumerate(later, start=1):
+        decay = min(0.25, (1 + n) / (10 + n))  # 2/11, 3/12, then 0.25 holds
+        mean = {name: decay * tensor + (1 - decay) * weights[name].double() for name, tensor in mean.items()}
+    found = result.network.state_dict()
+    for name, tensor in mean.items():
+        torch.testing.assert_close(found[name].double(), tensor, rtol=0, atol=1e-6)
+    assert not same(result.network, loaded(later[-1])), "the last weights are others"
+
+    checkpoint = load_checkpoint(tmp_path / "run")
+    assert same(loaded(trained_weights(checkpoint)), result.network)
+    assert same(loaded(checkpoint["network"]), loaded(later[-1]))
+
+    held_out, loss = ContentPictures(paths[-1:], crop=CROP, batch=1).centre_crops(), PerceptualLoss(encoder)
+    with torch.no_grad():
+        painted = loaded(found)(held_out)
+        total = loss(painted, loss.content_target(held_out), loss.style_target(style)).values()["total"]
+    assert result.history[-1]["total"] == pytest.approx(total, rel=1e-4)
+
+
+def loaded(state: dict[str, torch.Tensor]) -> TransformNetwork:
+    network = TransformNetwork("quarter")
+    network.load_state_dict(state)
+    return network
+
+
+def test_without_a_mean_the_weights_themselves_are_returned(train, monkeypatch):
+    recorded = Recorded(monkeypatch)
+    result = train(steps=3, ema=0.0, learning_rate=0.02)
+    assert same(result.network, loaded(recorded.weights[-1]))
+
+
+def test_a_mean_needs_no_memory_of_the_first_weights(train, monkeypatch):
+    """After a few steps the weights that training began with count for little, however long the memory is."""
+    recorded = Recorded(monkeypatch)
+    found = train(steps=6, ema=0.999, learning_rate=0.02).network.state_dict()["enter.conv.weight"]
+    first, last = recorded.weights[0]["enter.conv.weight"], recorded.weights[-1]["enter.conv.weight"]
+    assert (found - last).norm() < 0.5 * (first - last).norm()
+
+
+def test_convolutions_are_with_muon_and_the_last_layer_and_vectors_with_adam(train, monkeypatch):
+    def members(**settings: object) -> dict[str, set[str]]:
+        network = TransformNetwork("quarter")
+        names = {id(parameter): name for name, parameter in network.named_parameters()}
+        found = style_trainer._optimizers(network, TrainingSettings(width="quarter", **settings))
+        return {
+            type(optimizer).__name__: {names[id(p)] for group in optimizer.param_groups for p in group["params"]}
+            for optimizer in found
+        }
+
+    everything = {name for name, _ in TransformNetwork("quarter").named_parameters()}
+    both = members()
+    convolutions = {name for name in everything if name.endswith("conv.weight")}
+    assert both == {"Muon": convolutions, "Adam": everything - convolutions}
+    assert len(convolutions) == 15 and {"leave.weight", "leave.bias", "enter.norm.weight"} <= both["Adam"]
+    assert members(optimizer="adam") == {"Adam": everything}
+    assert members(only_scales=True) == {"Adam": {name for name in everything if ".norm." in name}}
+
+    rates = []
+    step = style_trainer.Muon.step
+    monkeypatch.setattr(style_trainer.Muon, "step", lambda self: rates.append(self.param_groups[0]["lr"]) or step(self))
+    trace = Trace()
+    train(steps=3, on_step=trace)
+    assert rates == [style_trainer.MUON_RATE * each.learning_rate for each in trace[:3]]
+
+
+@pytest.mark.parametrize("options", [{"optimizer": "adam"}, {"only_scales": True}], ids=str)
+def test_what_is_not_trained_stays(train, options):
+    start = TransformNetwork("quarter").state_dict()
+    result = train(steps=2, init=start, **options).network.state_dict()
+    moved = {name for name in start if not torch.equal(start[name], result[name])}
+    scales = {name for name in start if ".norm." in name}
+    assert moved == (scales if "only_scales" in options else start.keys())
+
+
+def test_gradients_that_are_accumulated_are_those_of_one_batch(train, tmp_path, monkeypatch):
+    def gradient_and_losses(name: str, **options: int) -> tuple[torch.Tensor, dict[str, float]]:
+        found, step = [], torch.optim.Adam.step
+
+        def recorded(optimizer):
+            found.append(torch.cat([p.grad.flatten() for g in optimizer.param_groups for p in g["params"]]))
+            return step(optimizer)
+
+        trace = Trace()
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.optim.Adam, "step", recorded)
+            train(steps=1, run=tmp_path / name, optimizer="adam", on_step=trace, **options)
+        (gradient,) = found
+        return gradient, trace[0].losses
+
+    whole, losses = gradient_and_losses("whole", batch=2)
+    parts, mean = gradient_and_losses("parts", batch=1, accumulate=2)
+    single, _ = gradient_and_losses("single", batch=1)
+    assert (parts - whole).norm() < 1e-4 * whole.norm()
+    assert (single - whole).norm() > 0.1 * whole.norm(), "the second picture counts"
+    assert mean == pytest.approx(losses, rel=1e-4)
+
+
+def test_accumulated_steps_see_crops_that_follow_one_another(train, monkeypatch):
+    asked, batches = [], ContentPictures.batches
+    monkeypatch.setattr(
+        ContentPictures,
+        "batches",
+        lambda self, first, **options: asked.append(first) or batches(self, first, **options),
+    )
+    with pytest.raises(RuntimeError):
+        train(steps=4, accumulate=3, checkpoint_every=2, on_step=Trace(2, RuntimeError))
+    train(steps=4, accumulate=3, checkpoint_every=2)
+    assert asked == [0, 6]
+
+
+def test_a_random_target_is_a_function_of_seed_and_step_and_every_style_is_drawn():
+    settings = TrainingSettings(target="random", seed=3, batch=2)
+
+    def drawn(settings: TrainingSettings, part: int = 0) -> list[list[int]]:
+        return [style_trainer._draw(settings, 4, step, part) for step in range(60)]
+
+    found = drawn(settings)
+    assert found == drawn(settings) == drawn(settings, part=5), "one style for all parts of a step"
+    assert all(len(step) == 2 and step[0] == step[1] for step in found)
+    counts = np.bincount([step[0] for step in found], minlength=4)
+    assert counts.min() > 5, counts
+    assert drawn(dataclasses.replace(settings, seed=4)) != found
+    assert drawn(dataclasses.replace(settings, target="mean")) is not None
+
+
+def test_each_step_is_held_against_the_style_that_was_drawn(train, several, encoder, paths, monkeypatch):
+    drawn = [2, 0, 1]
+    monkeypatch.setattr(style_trainer, "_draw", lambda settings, count, step, part: [drawn[step]] * settings.batch)
+    recorded, trace = Recorded(monkeypatch), Trace()
+    train(steps=3, styles=several, target="random", on_step=trace)
+    loss = PerceptualLoss(encoder)
+    torch.manual_seed(0)
+    networks = [TransformNetwork("quarter"), *(loaded(weights) for weights in recorded.weights)]
+    for step, network in zip(trace[:3], networks, strict=False):
+        content = ContentPictures(paths[:-1], crop=CROP, batch=1).batch_at(step.step - 1)
+        with torch.no_grad():
+            expected = [
+                loss(network(content), loss.content_target(content), loss.style_target(each)).values()["style"]
+                for each in several
+            ]
+        assert step.losses["style"] == pytest.approx(expected[drawn[step.step - 1]], rel=1e-3)
+        assert len({round(value, 2) for value in expected}) == 3, "or nothing could be told"
+
+
+def test_a_training_ends_when_validations_bring_nothing_new(train, monkeypatch):
+    totals = iter([5.0, 4.0, 4.5, 3.9999, 4.2, 4.1, 1.0])
+
+    def validated(*arguments):
+        return {"content": 0.0, "style": 0.0, "tv": 0.0, "total": next(totals), "grid": 0.0}, torch.zeros(2, 3, 8, 8)
+
+    monkeypatch.setattr(style_trainer, "_validate", validated)
+    result = train(steps=20, validate_every=1, patience=3)
+    # 3.9999 is not lower than 4.0 by a thousandth: the third validation in vain is that of step 5.
+    assert result.stopped_early and result.steps == 5
+    assert [row["total"] for row in result.history] == [5.0, 4.0, 4.5, 3.9999, 4.2]
+    again = train(steps=20, validate_every=1, patience=3)
+    assert again.stopped_early and again.steps == 5 and again.history == result.history, "it is not taken up again"
+
+
+def test_without_patience_a_training_goes_on(train, monkeypatch):
+    rising = iter(range(1, 100))
+    monkeypatch.setattr(
+        style_trainer, "_validate", lambda *a: ({"total": float(next(rising)), "grid": 0.0}, torch.zeros(2, 3, 8, 8))
+    )
+    result = train(steps=5, validate_every=1, patience=0)
+    assert result.steps == 5 and not result.stopped_early
+    # A training that comes to its end was not stopped early.
+    assert not train(steps=5, validate_every=1, patience=0).stopped_early
+
+
 # --- interruptions -------------------------------------------------------------------------------------------------
 
 
@@ -175,6 +385,78 @@ def test_resumed_training_equals_uninterrupted_training(train, tmp_path, failure
     assert result.steps == expected.steps == 6
     for ours, theirs in zip(resumed, whole[resumed_at:], strict=True):
         assert (ours.step, ours.losses, ours.learning_rate) == (theirs.step, theirs.losses, theirs.learning_rate)
+
+
+EVERYTHING = {
+    "optimizer": "muon", "ema": 0.9, "accumulate": 2, "target": "random", "learning_rate": 0.01,
+    "validate_every": 2, "checkpoint_every": 100, "steps": 4,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def several(style) -> list[torch.Tensor]:
+    return [style, to_tensor(strokes(48, 96, seed=9)), to_tensor(strokes(64, 64, seed=5))]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(train_in, several, tmp_path_factory):
+    """The result, the steps and the last checkpoint of a training with everything on."""
+    folder, trace = tmp_path_factory.mktemp("whole"), Trace()
+    result = train_in(folder, styles=several, on_step=trace, **EVERYTHING)
+    return result, trace, load_checkpoint(folder)
+
+
+def test_resumed_with_everything_on_it_goes_on_bit_for_bit(train, several, tmp_path, uninterrupted):
+    expected, whole, checkpoint = uninterrupted
+    broken, resumed = Trace(3), Trace()
+    with pytest.raises(KeyboardInterrupt):
+        train(styles=several, on_step=broken, **EVERYTHING)
+    result = train(styles=several, on_step=resumed, **EVERYTHING)
+    assert [(step.step, step.losses) for step in [*broken, *resumed]] == [(step.step, step.losses) for step in whole]
+    assert same(result.network, expected.network) and result.history == expected.history
+    last = load_checkpoint(tmp_path / "run")["network"]
+    assert same(loaded(last), loaded(checkpoint["network"])), "the weights under the mean too"
+
+
+@pytest.mark.parametrize("place", ["Muon.step", "_validate", "AveragedModel.update_parameters", "_paint"])
+def test_ctrl_c_at_any_moment_of_a_step_leaves_a_whole_step(
+    train, several, tmp_path, uninterrupted, monkeypatch, place
+):
+    """The signal comes in the middle of what changes the state; what is saved is a state between two steps."""
+    expected, *_ = uninterrupted
+    owner = style_trainer
+    *path, name = place.split(".")
+    for part in path:
+        owner = getattr(owner, part)
+    original, calls = getattr(owner, name), []
+
+    def interrupted(*arguments, **options):
+        calls.append(place)
+        if len(calls) == 2:
+            signal.raise_signal(signal.SIGINT)
+        return original(*arguments, **options)
+
+    handler = signal.getsignal(signal.SIGINT)
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train(styles=several, **EVERYTHING)
+    assert signal.getsignal(signal.SIGINT) is handler
+    state = load_checkpoint(tmp_path / "run")
+    assert state["step"] == {"_paint": 0, "_validate": 4}.get(place, 2)
+    assert [row["step"] for row in state["history"]] == list(range(2, state["step"] + 1, 2))
+    result = train(styles=several, **EVERYTHING)
+    assert same(result.network, expected.network) and result.history == expected.history
+
+
+def test_ctrl_c_in_the_last_validation_loses_nothing(train, tmp_path, monkeypatch):
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(style_trainer, "_validate", interrupted)
+        train(steps=3)
+    assert load_checkpoint(tmp_path / "run")["step"] == 3
 
 
 def test_a_finished_training_is_not_trained_again(train):
@@ -284,6 +566,57 @@ def test_dying_between_the_two_renames_loses_nothing(tmp_path, monkeypatch):
     assert load_checkpoint(tmp_path) == {"step": 1}
 
 
+def test_a_full_disk_leaves_the_checkpoint_before(train, tmp_path, monkeypatch):
+    expected = train(steps=4, run=tmp_path / "whole")
+    calls, fsync = [], os.fsync
+
+    def full(file):
+        calls.append(file)
+        if len(calls) > 1:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(file)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        for _ in range(2):  # the second attempt finds the disk full at once
+            with pytest.raises(OSError, match="No space left on device"):
+                train(steps=4, checkpoint_every=1)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [PREVIOUS]
+    assert load_checkpoint(tmp_path / "run")["step"] == 1
+    assert same(train(steps=4).network, expected.network)
+
+
+def test_what_a_killed_process_was_writing_is_removed(tmp_path):
+    save_checkpoint(tmp_path, {"step": 1})
+    (tmp_path / ".0123.part").write_bytes(b"half")
+    (tmp_path / "losses.png").write_bytes(b"a picture")
+    save_checkpoint(tmp_path, {"step": 2})
+    assert {path.name for path in tmp_path.iterdir()} == {LATEST, PREVIOUS, "losses.png"}
+
+
+@pytest.mark.parametrize("part", ["network", "average"])
+def test_a_checkpoint_of_another_architecture_is_refused(train, tmp_path, part):
+    """The settings agree, the network does not: the file was altered, or the architecture since it was written."""
+    train(steps=1)
+    state = load_checkpoint(tmp_path / "run")
+    del state[part][next(name for name in state[part] if name.endswith("up2.conv.weight"))]
+    save_checkpoint(tmp_path / "run", state)
+    with pytest.raises(InvalidInput, match="checkpoint has another architecture than a 'quarter'"):
+        train(steps=1)
+
+
+def test_a_checkpoint_of_an_older_version_is_refused(train, tmp_path):
+    train(steps=1)
+    state = load_checkpoint(tmp_path / "run")
+    del state["average"], state["settings"]["accumulate"]
+    save_checkpoint(tmp_path / "run", state)
+    with pytest.raises(InvalidInput, match="accumulate: None then, 1 now"):
+        train(steps=1)
+    with pytest.raises(InvalidInput, match="made by an older version") as refusal:
+        trained_weights(state)
+    assert refusal.value.field == "init"
+
+
 def test_no_checkpoint_is_no_error(tmp_path):
     assert load_checkpoint(tmp_path) is None
     assert load_checkpoint(tmp_path / "missing") is None
@@ -362,6 +695,14 @@ def test_an_init_of_another_width_is_refused(train):
         ("grid_weight", float("nan")),
         ("width", "double"),
         ("precision", "float16"),
+        ("accumulate", 0),
+        ("patience", -1),
+        ("seed", -1),
+        ("ema", -0.1),
+        ("ema", 1.0),
+        ("ema", float("nan")),
+        ("optimizer", "sgd"),
+        ("target", "median"),
     ],
 )
 def test_settings_out_of_range_are_refused_by_name(field, value):
@@ -538,6 +879,12 @@ def test_a_record_holds_curves_a_sheet_and_a_plot(tmp_path):
     assert [(event.step, event.value) for event in events.Scalars("train/total")] == [(1, 5.5), (2, 5.5)]
     assert [(event.step, event.value) for event in events.Scalars("validation/style")] == [(2, 3.0)]
     assert [event.step for event in events.Images("validation")] == [2]
+
+
+def test_a_record_of_no_step_writes_nothing(tmp_path):
+    with TrainingRecord(tmp_path / "run"):
+        pass
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_contact_sheet_keeps_pictures_over_their_paintings():

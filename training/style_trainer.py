@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from shared.devices import PRECISIONS, pick_device, pick_dtype
@@ -200,7 +200,7 @@ def train_style(
     torch.manual_seed(settings.seed)
     network: TransformNetwork | SharedNetwork = TransformNetwork(settings.width)
     if init is not None:
-        _load_matching(network, init, "the network given by --init")
+        _load_matching(network, init, settings.width, "the network given by --init")
     if settings.target == "each":
         network = SharedNetwork(network, len(styles))
     network = network.to(target_device, memory_format=torch.channels_last)
@@ -212,8 +212,8 @@ def train_style(
     checkpoint = load_checkpoint(run)
     if checkpoint is not None:
         _check_same(checkpoint, settings, learned, run)
-        _load_matching(network, checkpoint["network"], "the checkpoint")
-        average.load_state_dict(checkpoint["average"])
+        _load_matching(network, checkpoint["network"], settings.width, "the checkpoint")
+        _load_matching(average, checkpoint["average"], settings.width, "the checkpoint")
         for optimizer, state in zip(optimizers, checkpoint["optimizers"], strict=True):
             optimizer.load_state_dict(state)
         step, spent, history = checkpoint["step"], checkpoint["seconds"], checkpoint["history"]
@@ -464,12 +464,12 @@ def _validate(
     return means, torch.cat([pictures, *painted[: len(pictures)]]).cpu()
 
 
-def _load_matching(network: TransformNetwork | SharedNetwork, state: Mapping[str, Tensor], origin: str) -> None:
+def _load_matching(network: nn.Module, state: Mapping[str, Tensor], width: str, origin: str) -> None:
     own = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     theirs = {name: tuple(tensor.shape) for name, tensor in state.items()}
     if own != theirs:
         raise InvalidInput(
-            f"{origin} has another architecture than a '{_body(network).width}' transform network.",
+            f"{origin} has another architecture than a '{width}' transform network.",
             hint="Use the --width that it was trained with.",
             field="width",
         )

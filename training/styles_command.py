@@ -150,7 +150,9 @@ def _run_on_ray(jobs: Sequence[StyleJob], failures: list[tuple[str, Exception]],
         import ray
     except ModuleNotFoundError as error:
         raise InvalidInput(
-            "engine 'ray' needs the package 'ray'.", hint="Install it: pip install -e '.[ray]'.", field="engine"
+            f"engine 'ray' needs the package '{error.name}'.",
+            hint="Install it: pip install -e '.[ray]'.",
+            field="engine",
         ) from error
 
     started_here = not ray.is_initialized()
@@ -201,9 +203,7 @@ def _run_quietly(job: StyleJob, threads: int, folder: Path) -> str:
     return run_style_job(job).model_dump_json()
 
 
-def _sources(
-    cluster: Cluster, members: int, gallery: Callable[[str], Gallery], source: str
-) -> tuple[StyleSource, ...]:
+def _sources(cluster: Cluster, members: int, gallery: Callable[[str], Gallery], source: str) -> tuple[StyleSource, ...]:
     found = []
     for member in cluster.nearest[:members]:
         picture = gallery(member.gallery).by_id(member.id)
