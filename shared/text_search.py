@@ -18,6 +18,7 @@ from snowballstemmer import EnglishStemmer
 from shared.errors import GalleryError, InvalidInput, NoMatch
 from shared.galleries import Gallery, Picture
 from shared.lexicon import GROUPS
+from shared.spanish import to_english
 
 MAX_K = 100
 
@@ -125,8 +126,9 @@ class TextIndex:
             raise InvalidInput(
                 f"k is {k}; it must be from 1 to {MAX_K}.", hint="Leave it out for the nearest 5.", field="k"
             )
+        parts = to_english(title, description, knows=self._knows).parts
         query: dict[str, float] = defaultdict(float)
-        for part in (title, description):
+        for part in parts:
             for stem, weight in _unit(self._weights(part)).items():
                 query[stem] += weight
         vector = np.zeros(len(self._columns))
@@ -141,7 +143,7 @@ class TextIndex:
             if similarities[i] >= MIN_SIMILARITY
         ]
         if not matches:
-            raise self._no_match(title, description)
+            raise self._no_match(" ".join(parts))
         return matches
 
     def _weights(self, text: str) -> dict[str, float]:
@@ -162,8 +164,13 @@ class TextIndex:
         column = self._columns.get(stem)
         return self._unknown_idf if column is None else float(self._idf[column])
 
-    def _no_match(self, title: str, description: str) -> NoMatch:
-        words = list(dict.fromkeys(_words(f"{title} {description}")))
+    def _knows(self, word: str) -> bool:
+        """Whether the gallery has a word or one related to it."""
+        stem = _stem(word)
+        return stem in self._columns or any(other in self._columns for other in self._related.get(stem, ()))
+
+    def _no_match(self, text: str) -> NoMatch:
+        words = list(dict.fromkeys(_words(text)))
         unknown = [word for word in words if _stem(word) not in self._columns]
         near = [w for word in unknown[:3] for w in difflib.get_close_matches(word, self._words, n=1, cutoff=0.8)]
         frequent = [word for word, _ in self._words.most_common(8)]

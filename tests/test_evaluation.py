@@ -20,7 +20,7 @@ from typer.testing import CliRunner, Result
 from shared.devices import pick_dtype
 from shared.encoders import Encoder
 from shared.errors import InvalidInput, WeightsUnavailable
-from shared.fast_models import ModelLibrary
+from shared.fast_models import ModelLibrary, read_card
 from shared.files import sha256
 from shared.galleries import open_gallery
 from shared.images import decode, resize, to_tensor
@@ -302,6 +302,26 @@ def test_only_what_is_missing_or_damaged_is_measured_again(place, again, descent
     found = only_one(place, again, "2,3")
     assert 2 <= len(descents) <= 3
     assert found["reference"]["3"]["losses"] == pytest.approx(model_of(record, "one")["reference"]["3"]["losses"])
+
+
+def test_the_comparison_goes_into_the_cards_that_ask_for_it(place, again, tmp_path, record):
+    models = tmp_path / "models"
+    shutil.copytree(place / "models", models)
+    before = {folder.name: read_card(folder) for folder in models.iterdir()}
+    arguments = ["--models", models, "--pairs", 3, "--marks", "2,3", "--cards"]
+    result = lienzo_evaluate(*options(place, again)[:2], *options(place, again)[4:], *arguments)
+    assert result.exit_code == 0, result.output
+    for slug, old in before.items():
+        measured, card = model_of(record, slug), read_card(models / slug)
+        assert card.model_copy(update={"reference": old.reference}) == old, "nothing else has changed"
+        if measured["reference"] is None:
+            assert card.reference == old.reference, slug
+            continue
+        assert (card.reference.pairs, card.reference.size) == (3, SIZE)
+        assert card.reference.network_total == pytest.approx(measured["losses"]["total"])
+        assert card.reference.equals_steps == measured["equals_steps"]
+        expected = {step: mark["losses"]["total"] for step, mark in measured["reference"].items()}
+        assert card.reference.optimizer_total == pytest.approx(expected)
 
 
 @pytest.mark.slow

@@ -32,7 +32,7 @@ def test_singular_values_come_near_one_and_singular_vectors_stay(shape, scale):
     assert result.shape == shape
     # In the source's own singular vectors the result is diagonal, and nothing of it is outside them.
     inside = left.T @ result @ right
-    assert 0.65 < inside.diagonal().min() and inside.diagonal().max() < 1.25
+    assert inside.diagonal().min() > 0.65 and inside.diagonal().max() < 1.25
     np.testing.assert_allclose(inside - np.diag(inside.diagonal()), 0, atol=1e-4)
     np.testing.assert_allclose(left @ inside @ right.T, result, atol=1e-4)
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import errno
 import math
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,13 +26,14 @@ from shared.files import sha256
 from shared.galleries import open_gallery
 from shared.gallery_index import GalleryIndex
 from shared.images import decode, encode
+from shared.onnx_runtime import open_session
 from shared.perceptual_loss import LossSettings
 from shared.style_space import StyleSpace
 from shared.transform_network import TransformNetwork
 from training import train_command
 from training.checkpoints import save_checkpoint
 from training.cli import app, parse_duration
-from training.style_trainer import TrainingSettings
+from training.style_trainer import TrainingFailed, TrainingSettings
 
 GPU = Path("/dev/nvidiactl").exists()
 COMMANDS = typer.main.get_command(app).commands
@@ -61,7 +65,7 @@ def test_every_command_has_help(command):
 
 
 def test_the_commands_that_others_rely_on_are_there():
-    assert {"style", "export", "space", "index"} <= COMMANDS.keys()
+    assert {"style", "styles", "body", "clusters", "evaluate", "export", "space", "index"} <= COMMANDS.keys()
     options = {option for parameter in COMMANDS["style"].params for option in parameter.opts}
     assert {"--style", "--content", "--name", "-o", "--init", "--time-budget", "--width"} <= options
 
@@ -72,12 +76,40 @@ def test_every_option_is_explained(command):
         assert parameter.name == "help" or parameter.help, f"{command} {parameter.name}"
 
 
-def test_the_options_defaults_are_the_librarys():
-    defaults = {parameter.name: parameter.default for parameter in COMMANDS["style"].params}
-    for name in ("steps", "width", "crop", "style_size", "learning_rate", "seed", "precision"):
+SETTINGS = {field.name for field in dataclasses.fields(TrainingSettings)} - {"loss", "grid_weight"}
+"""What can be set on the command line; the weight of the grid is the library's business."""
+
+
+@pytest.mark.parametrize(
+    ("command", "settings"),
+    [("style", SETTINGS), ("styles", SETTINGS), ("body", SETTINGS - {"target", "only_scales"})],
+    ids=["style", "styles", "body"],
+)
+def test_the_options_defaults_are_the_librarys(command, settings):
+    defaults = {parameter.name: parameter.default for parameter in COMMANDS[command].params}
+    assert settings <= defaults.keys()
+    for name in settings:
         assert defaults[name] == getattr(TrainingSettings(), name), name
     for name in ("content_weight", "style_weight", "tv_weight"):
         assert defaults[name] == getattr(LossSettings(), name), name
+
+
+@pytest.mark.parametrize("command", ["style", "styles", "body"])
+def test_trainings_share_their_options(command):
+    """An option means and says the same in all."""
+
+    def options(command: str) -> dict[str, tuple[list[str], str]]:
+        return {parameter.name: (parameter.opts, parameter.help) for parameter in COMMANDS[command].params}
+
+    own, others = options(command), options("style")
+    shared = {*SETTINGS, "content", "output", "init", "time_budget", "device", "reference_pairs", "licence"}
+    assert all(own[name] == others[name] for name in shared & own.keys())
+
+
+def test_the_help_of_styles_names_its_engines():
+    help = " ".join(lienzo_train("styles", "--help").stdout.split())
+    for text in ("--clusters", "--engine", "ray", "--members", "medoid", "--only", "--workers"):
+        assert text in help
 
 
 # --- durations -----------------------------------------------------------------------------------------------------
@@ -168,6 +200,13 @@ BAD_OPTIONS = [
     ({"crop": 16}, "crop is 16"),
     ({"style-weight": -1}, "style_weight is -1"),
     ({"learning-rate": 0}, "learning_rate is 0"),
+    ({"accumulate": 0}, "accumulate is 0"),
+    ({"ema": 1}, "ema is 1.0, expected 0 to below 1"),
+    ({"patience": -1}, "patience is -1"),
+    ({"seed": -1}, "seed is -1"),
+    ({"optimizer": "sgd"}, "optimizer is 'sgd', expected one of muon, adam"),
+    ({"target": "median"}, "target is 'median'"),
+    ({"target": "each"}, "target is 'each', expected mean or random. One body for several styles"),
     ({"reference-pairs": 9}, "reference_pairs is 9"),
     ({"init": "unknown"}, "neither a training"),
 ]
@@ -222,6 +261,31 @@ def test_a_missing_option_is_named(pictures, tmp_path, missing):
     place = arguments.index(missing)
     result = lienzo_train(*arguments[:place], *arguments[place + 2 :])
     assert result.exit_code == 2 and missing in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("failure", "message"),
+    [
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "checkpoint.pt"), "No space left on device: 'checkpoint.pt'"),
+        (TrainingFailed("the loss is not a number at step 3.", hint="Lower it."), "not a number at step 3. Lower it."),
+    ],
+    ids=["disk full", "not a number"],
+)
+def test_a_training_that_fails_ends_in_one_line_and_no_model(
+    pictures, tmp_path, vgg19_weights, monkeypatch, failure, message
+):
+    def train_style(*arguments, **options):
+        raise failure
+
+    monkeypatch.setattr(train_command, "train_style", train_style)
+    assert message in refused(lienzo_train(*style_arguments(pictures, tmp_path / "models")))
+    assert not (tmp_path / "models").exists()
+
+
+def test_a_start_of_another_width_is_refused_before_anything_is_written(pictures, tmp_path, vgg19_weights):
+    arguments = style_arguments(pictures, tmp_path / "models", init="udnie")
+    assert "--init has another architecture than a 'quarter'" in refused(lienzo_train(*arguments))
+    assert not (tmp_path / "models").exists()
 
 
 def test_an_interruption_is_no_error(pictures, tmp_path, monkeypatch):
@@ -286,7 +350,7 @@ def test_a_folder_of_styles_makes_one_card_with_all_of_them(pictures, tmp_path, 
     seen, trained_on = {}, []
 
     class Result:
-        network, steps, seconds = random_network(), 4, 1.0
+        network, steps, seconds, stopped_early = random_network(), 4, 1.0, True
         history = [{"step": 4, "content": 1.0, "style": 2.0, "tv": 0.0, "total": 3.0, "grid": 0.0}]  # noqa: RUF012
 
     def train_style(styles, *arguments, **options):
@@ -296,13 +360,15 @@ def test_a_folder_of_styles_makes_one_card_with_all_of_them(pictures, tmp_path, 
     monkeypatch.setattr(train_command, "train_style", train_style)
     monkeypatch.setattr(train_command, "export_model", lambda network, folder, fields: seen.update(fields) or fields)
     job = train_command.StyleJob(
-        style=folder, content=pictures / "content", slug="both", output=tmp_path / "models", title="", init="",
-        time_budget=None, settings={"width": "quarter", "style_size": 80}, device="cpu", reference_pairs=0,
-        content_credit="", source="", licence="", commit="", created="2001-02-03",
+        styles=train_command.style_sources(folder), content=pictures / "content", slug="both",
+        output=tmp_path / "models", title="", init="", time_budget=None,
+        settings={"width": "quarter", "style_size": 80}, device="cpu",
+        reference_pairs=0, content_credit="", licence="", commit="", created="2001-02-03",
     )  # fmt: skip
     train_command.run_style_job(job)
     assert [tuple(picture.shape) for picture in trained_on] == [(1, 3, 64, 80), (1, 3, 63, 80)]
     assert [style.artist for style in seen["styles"]] == ["A", "B"]
+    assert seen["training"]["stopped_early"] is True and seen["training"]["steps"] == 4
     assert len(seen["name"]) == 120, "a file's long name is no reason to lose a training"
     assert seen["cluster"].radius >= train_command.SINGLE_PICTURE_RADIUS
     assert seen["reference"] is None and seen["data"]["content"] == "content"
@@ -312,12 +378,31 @@ def test_a_folder_of_styles_makes_one_card_with_all_of_them(pictures, tmp_path, 
 
 
 @pytest.mark.slow
-def test_a_checkpoint_is_exported(tmp_path):
-    save_checkpoint(tmp_path / "run", {"settings": {"width": "quarter"}, "network": random_network().state_dict()})
+def test_the_mean_of_a_checkpoints_weights_is_exported(tmp_path):
+    network, average = random_network(seed=1), random_network(seed=2)
+    state = {f"module.{name}": tensor for name, tensor in average.state_dict().items()}
+    save_checkpoint(
+        tmp_path / "run",
+        {"settings": {"width": "quarter"}, "network": network.state_dict(), "average": state, "names": []},
+    )
     result = lienzo_train("export", tmp_path / "run", "-o", tmp_path / "network.onnx")
     assert result.exit_code == 0, result.output
     assert "parity with PyTorch" in result.stdout and (tmp_path / "network.onnx").stat().st_size > 100_000
     assert sorted(path.name for path in tmp_path.iterdir()) == ["network.onnx", "run"]
+    pictures = torch.rand(1, 3, 40, 52, generator=torch.Generator().manual_seed(0))
+    (painted,) = open_session(tmp_path / "network.onnx").run(None, {"pictures": pictures.numpy()})
+    with torch.no_grad():
+        assert np.abs(painted - average(pictures).numpy()).max() < 1e-3
+        assert np.abs(painted - network(pictures).numpy()).max() > 0.05
+    job = SimpleNamespace(output=tmp_path, init=str(tmp_path / "run"), slug="strokes")
+    start = train_command._initial_state(job)
+    assert all(torch.equal(start[name], tensor) for name, tensor in average.state_dict().items())
+
+
+def test_a_checkpoint_of_an_older_version_is_refused(tmp_path):
+    save_checkpoint(tmp_path / "run", {"settings": {"width": "quarter"}, "network": random_network().state_dict()})
+    assert "older version" in refused(lienzo_train("export", tmp_path / "run", "-o", tmp_path / "network.onnx"))
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 def test_a_run_without_a_checkpoint_is_refused(tmp_path):

@@ -36,6 +36,9 @@ def evaluate(
     lpips: Annotated[
         bool, typer.Option("--lpips/--no-lpips", help="Measure LPIPS; fetches VGG-16 (528 MB) once.")
     ] = True,
+    cards: Annotated[
+        bool, typer.Option("--cards", help="Write the comparison with the reference into the models' cards.")
+    ] = False,
     only: Annotated[list[str] | None, typer.Option(help="Measure only this style's model; repeatable.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     seed: Annotated[int, typer.Option(help="Of the choice of contents and of the reference's noise.", min=0)] = 0,
@@ -51,7 +54,7 @@ def evaluate(
     from shared.devices import keep_freed_memory, pick_device
     from shared.fast_models import SHIPPED, ModelLibrary
     from shared.galleries import open_gallery
-    from training.evaluation import EvaluationSettings, find_pictures, pick_contents
+    from training.evaluation import EvaluationSettings, find_pictures, note_reference, pick_contents
     from training.evaluation import evaluate as measure
     from training.report import columns, conditions, notes, write_report
 
@@ -76,6 +79,9 @@ def evaluate(
         output.mkdir(parents=True, exist_ok=True)
         evaluation = measure(chosen, contents, files, settings, output / "reference", progress)
     written = write_report(output, evaluation, created=datetime.now(UTC).strftime("%Y-%m-%d"))
+    if cards:
+        for model, result in zip(chosen, evaluation.models, strict=True):
+            note_reference(model, result, size)
     shown = [column for column in columns(evaluation) if column.brief]
     table = Table(caption=conditions(evaluation))
     for i, column in enumerate(shown):

@@ -28,7 +28,7 @@ from shared.architectures import VGG16
 from shared.devices import pick_device, pick_dtype
 from shared.encoders import Encoder
 from shared.errors import InvalidInput, WeightsUnavailable
-from shared.fast_models import MODEL_FILE, Card, FastModel
+from shared.fast_models import CARD_FILE, MODEL_FILE, Card, FastModel, ReferenceCard
 from shared.files import sha256, write_atomically
 from shared.galleries import Gallery
 from shared.images import decode, resize, to_picture, to_tensor
@@ -193,6 +193,25 @@ class Evaluation:
         record = replace(self, pictures=(), paintings={}, heads={})
         plain = asdict(record)
         return {name: plain[name] for name in plain if name not in ("pictures", "paintings", "heads")}
+
+
+def note_reference(model: FastModel, result: ModelResult, size: int) -> bool:
+    """Write how the model compares with the reference into its card; False where that was not measured.
+
+    The card's hash is that of the network, which stays as it is.
+    """
+    if not result.reference:
+        return False
+    reference = ReferenceCard(
+        pairs=len(result.pairs),
+        size=size,
+        network_total=result.losses["total"],
+        optimizer_total={str(step): mark.losses["total"] for step, mark in sorted(result.reference.items())},
+        equals_steps=result.equals_steps,
+    )
+    card = model.card.model_copy(update={"reference": reference})
+    write_atomically(model.folder / CARD_FILE, (card.model_dump_json(indent=2) + "\n").encode())
+    return True
 
 
 # --- what is painted ----------------------------------------------------------------------------------------------

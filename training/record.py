@@ -64,6 +64,7 @@ class TrainingRecord:
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=120)
         path = self.run / "losses.png"
+        self.run.mkdir(parents=True, exist_ok=True)
         write_atomically(path, buffer.getvalue())
         return path
 
