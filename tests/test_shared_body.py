@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from training.checkpoints import load_checkpoint
 from training.cli import app
 from training.content_pictures import ContentPictures
 from training.style_trainer import TrainingSettings, train_style, trained_weights
-from training.train_command import load_body, save_body
+from training.train_command import BODIES, load_body, save_body
 
 CROP = 64
 
@@ -147,6 +148,18 @@ def test_what_is_no_body_is_refused(tmp_path, body):
         assert refusal.value.field == "init"
 
 
+def test_the_body_that_ships_is_a_start_for_every_style():
+    with safe_open(BODIES / "body.safetensors", framework="pt") as file:
+        names = json.loads(file.metadata()["names"])
+    assert {"great-wave", "ukiyo-e"} <= set(names) <= set(ModelLibrary(device="cpu").models), "each became a network"
+    picture = to_tensor(strokes(48, 40))
+    with torch.no_grad():
+        painted = [load_body(BODIES / "body.safetensors", name).eval()(picture) for name in (*names, "unknown")]
+    assert all(each.isfinite().all() and each.std() > 0.02 for each in painted)
+    for i, each in enumerate(painted):
+        assert all((each - other).abs().mean() > 0.01 for other in painted[i + 1 :])
+
+
 # --- the command ---------------------------------------------------------------------------------------------------
 
 
@@ -177,7 +190,9 @@ def test_a_body_is_trained_exported_and_started_from(tmp_path, vgg19_weights):
         "--init", tmp_path / "models" / "body.safetensors", "--only-scales", "--steps", 2, *common,
     )  # fmt: skip
     assert result.exit_code == 0, result.output
-    assert read_card(tmp_path / "models" / "second-strokes").training["only_scales"] is True
+    card = read_card(tmp_path / "models" / "second-strokes")
+    assert card.training["only_scales"] is True
+    assert card.training["init"] == "body.safetensors", "not the folder that it lay in"
 
 
 @pytest.mark.parametrize(

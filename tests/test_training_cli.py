@@ -469,6 +469,18 @@ def test_a_sheet_shows_every_picture_in_every_style(gallery, tmp_path):
     assert len(places) == 2, "and its painting in either style"
 
 
+def test_a_sheet_of_one_picture_fills_rows_of_columns(gallery, tmp_path):
+    for slug in ("first", "second"):
+        write_negative(tmp_path / "models", slug)
+    arguments = ("sheet", "--gallery", gallery, "--models", tmp_path / "models", "--size", 64, "--picture", "0")
+    for columns, (across, down) in ((1, (1, 3)), (2, (2, 2)), (3, (3, 1)), (9, (3, 1))):
+        result = lienzo_train(*arguments, "--columns", columns, "-o", tmp_path / "sheet.png")
+        assert result.exit_code == 0, result.output
+        width, height = decode(tmp_path / "sheet.png").size
+        assert width == 64 * across + 6 * (across - 1), columns
+        assert 48 * down <= height < 48 * down + 30 * down, columns
+
+
 def test_a_sheet_of_an_unknown_kind_or_picture_is_refused(gallery, tmp_path):
     write_negative(tmp_path / "models", "one")
     arguments = ("sheet", "--gallery", gallery, "--models", tmp_path / "models")

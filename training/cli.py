@@ -346,6 +346,9 @@ def sheet(
     gallery: Annotated[str, typer.Option(help="'met' or a folder.")] = "met",
     models: Annotated[list[Path] | None, typer.Option(help="Folders of models; the shipped ones if left out.")] = None,
     size: Annotated[int, typer.Option(help="Longer side of each picture in pixels.", min=64, max=1024)] = 256,
+    columns: Annotated[
+        int | None, typer.Option(help="Pictures in a row; all paintings of a picture if left out.", min=1)
+    ] = None,
 ) -> None:
     """Paint some gallery pictures in every fast style, on one contact sheet."""
     from shared.fast_models import SHIPPED, ModelLibrary
@@ -360,7 +363,9 @@ def sheet(
     opened, library = open_gallery(gallery), ModelLibrary(models or (SHIPPED,))
     pictures = [opened.by_id(id) for id in picture]
     with bar("painting", len(pictures) * len(library)) as update:
-        painted = paint_sheet(pictures, list(library.models.values()), size=size, on_painting=update)
+        painted = paint_sheet(
+            pictures, list(library.models.values()), size=size, columns=columns, on_painting=update
+        )
     write_atomically(output, encode(painted, format, quality=88))
     console.print(f"{output}: {len(pictures)} pictures in {len(library)} styles")
 

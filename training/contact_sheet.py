@@ -17,12 +17,14 @@ def paint_sheet(
     models: Sequence[FastModel],
     *,
     size: int = 256,
+    columns: int | None = None,
     on_painting: Callable[[int, int], None] | None = None,
 ) -> Image.Image:
     """Each picture, and beside it its painting by each model.
 
     Args:
         size: longer side of each picture in pixels.
+        columns: panels in a row, the picture itself counted; None: all paintings of a picture in one row.
         on_painting: called with the paintings done and the paintings in all.
     """
     rows, done = [], 0
@@ -30,10 +32,10 @@ def paint_sheet(
         content = decode(picture.path, longer_side=size)
         row = [Panel(content, width=size)]
         for model in models:
-            name = "" if rows else model.card.name
+            name = "" if picture is not pictures[0] else model.card.name
             row.append(Panel(from_array(model.paint(to_array(content))), name, size))
             done += 1
             if on_painting:
                 on_painting(done, len(models) * len(pictures))
-        rows.append(row)
+        rows += [row[start : start + (columns or len(row))] for start in range(0, len(row), columns or len(row))]
     return draw_sheet(rows, captions="above")

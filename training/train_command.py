@@ -249,7 +249,7 @@ def _export(job: StyleJob, network: TransformNetwork, training: _Training, body:
                 "seconds": round(result.seconds, 1),
                 "stopped_early": result.stopped_early,
                 "workers": training.workers,
-                "init": job.init,
+                "init": Path(job.init).name,  # where it lay is nobody else's business
                 "body": body,
                 "device": torch.cuda.get_device_name() if device.type == "cuda" else platform.machine(),
                 "torch": torch.__version__,
