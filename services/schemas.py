@@ -40,7 +40,7 @@ class _Request(BaseModel):
 
 
 class ContentQuery(_Request):
-    """Words to find content pictures by."""
+    """Words to find content pictures by, in English or Spanish."""
 
     model_config = ConfigDict(
         extra="forbid", json_schema_extra={"examples": [{"title": "A boat trip on a sunny day", "k": 3}]}

@@ -1,4 +1,7 @@
-"""Text → content picture: TF-IDF over a gallery's texts, with stemming and a lexicon of related words."""
+"""Text → content picture: TF-IDF over a gallery's texts, with stemming and a lexicon of related words.
+
+A Spanish query is put into English first, see :mod:`shared.spanish`.
+"""
 
 from __future__ import annotations
 
@@ -104,6 +107,7 @@ class TextIndex:
         self._idf = vectorizer.idf_
         self._unknown_idf = math.log(1 + len(gallery.pictures)) + 1
         self._related = _related_stems()
+        to_english("")  # reads the Spanish lexicon, so that the first search need not
         self._words = Counter(
             word
             for picture in gallery.pictures

@@ -123,7 +123,7 @@ const SPANISH = {
   hint_large_upload: "Quizá el archivo sea demasiado grande; prueba con una imagen menor.",
 
   // The gallery's own texts decide which words find something; those of the default one are English.
-  catalogue_language: "Esta galería está catalogada en inglés: las palabras inglesas encuentran más.",
+  catalogue_language: "Esta galería está catalogada en inglés; tus palabras en español se traducen con un léxico.",
 
   // The server explains a refusal in English; these say the same in a line.
   refused_no_match: "Ninguna imagen de la galería responde a esas palabras.",
