@@ -204,7 +204,8 @@ def unseen_pairs(gallery: Gallery, library: ModelLibrary, encoder: Encoder, coun
     """``count`` pairs spread over the gallery, each with a style outside every cluster."""
     space, pictures, pairs = StyleSpace.load(), list(gallery.pictures), []
     step = max(1, len(pictures) // (2 * count))
-    for i in range(0, len(pictures), step):
+    # Every step-th, then those between them: few styles may be outside.
+    for i in (i for first in range(step) for i in range(first, len(pictures), step)):
         style, content = pictures[i], pictures[(i + len(pictures) // 2) % len(pictures)]
         serving = library.nearest(space.embed(encoder, decode(style.path)), space.fingerprint)
         if serving is not None and not serving.inside:

@@ -363,9 +363,7 @@ def sheet(
     opened, library = open_gallery(gallery), ModelLibrary(models or (SHIPPED,))
     pictures = [opened.by_id(id) for id in picture]
     with bar("painting", len(pictures) * len(library)) as update:
-        painted = paint_sheet(
-            pictures, list(library.models.values()), size=size, columns=columns, on_painting=update
-        )
+        painted = paint_sheet(pictures, list(library.models.values()), size=size, columns=columns, on_painting=update)
     write_atomically(output, encode(painted, format, quality=88))
     console.print(f"{output}: {len(pictures)} pictures in {len(library)} styles")
 

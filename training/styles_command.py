@@ -91,7 +91,10 @@ def cluster_jobs(
         if only and cluster.id not in only:
             continue
         card = ClusterCard(
-            id=cluster.id, style_space=clustering.style_space, centre=cluster.centre, radius=cluster.radius
+            id=cluster.id,
+            style_space=clustering.style_space,
+            centre=tuple(round(x, 6) for x in cluster.centre),
+            radius=cluster.radius,
         )
         styles = _sources(cluster, members, gallery, source)
         job = replace(
