@@ -39,7 +39,7 @@ BOAT_TRIP = {
     "title": "A boat trip on a sunny day",
     "description": "From a boat accompanied by people you can see the city illuminated by a radiant sun.",
 }
-OUTSIDE = "met-36029"
+OUTSIDE = "met-437344"
 """A picture of a style that no network knows."""
 BOATING = "met-436947"  # Manet's Boating
 ANOTHER = "met-437344"
