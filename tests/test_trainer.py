@@ -420,7 +420,7 @@ def test_resumed_with_everything_on_it_goes_on_bit_for_bit(train, several, tmp_p
 
 @pytest.mark.parametrize("place", ["Muon.step", "_validate", "AveragedModel.update_parameters", "_paint"])
 def test_ctrl_c_at_any_moment_of_a_step_leaves_a_whole_step(
-    train, several, tmp_path, uninterrupted, monkeypatch, place
+    train, several, tmp_path, uninterrupted, monkeypatch, request, place
 ):
     """The signal comes in the middle of what changes the state; what is saved is a state between two steps."""
     expected, *_ = uninterrupted
@@ -436,6 +436,9 @@ def test_ctrl_c_at_any_moment_of_a_step_leaves_a_whole_step(
             signal.raise_signal(signal.SIGINT)
         return original(*arguments, **options)
 
+    # A shell starts what it runs in the background with the signal ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     handler = signal.getsignal(signal.SIGINT)
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, interrupted)
