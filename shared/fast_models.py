@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,6 +27,12 @@ SHIPPED = Path(__file__).parent / "assets" / "models"
 SLUG = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
 LONGEST_SLUG = 64
 LONGEST_NAME = 120
+
+
+def slugged(title: str, longest: int = LONGEST_SLUG) -> str:
+    """A title as a slug, ``The great wave off Kanagawa`` as ``the-great-wave-off-kanagawa``; empty if nothing fits."""
+    plain = unicodedata.normalize("NFKD", title).encode("ascii", "ignore").decode().lower()
+    return "-".join(re.findall(r"[a-z0-9]+", plain))[:longest].strip("-")
 
 
 class _CardPart(BaseModel):

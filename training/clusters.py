@@ -7,8 +7,6 @@ import json
 import logging
 import math
 import os
-import re
-import unicodedata
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -28,7 +26,7 @@ from sklearn.metrics import normalized_mutual_info_score, silhouette_score
 
 from shared.encoders import Encoder
 from shared.errors import GalleryError, InvalidInput
-from shared.fast_models import LONGEST_SLUG, SLUG
+from shared.fast_models import LONGEST_SLUG, SLUG, slugged
 from shared.files import write_atomically
 from shared.galleries import Gallery, Picture
 from shared.images import decode
@@ -581,8 +579,7 @@ class _Silhouette:
 
 def _name(label: str, position: int, taken: set[str]) -> tuple[str, str]:
     """Slug and title of a cluster: its label's, with a number from the second of that label on."""
-    plain = unicodedata.normalize("NFKD", label).encode("ascii", "ignore").decode().lower()
-    slug = re.sub(r"[^a-z0-9]+", "-", plain).strip("-")[: LONGEST_SLUG - 4].strip("-")
+    slug = slugged(label, LONGEST_SLUG - 4)
     if not slug:
         slug, label = f"cluster-{position:02}", f"Cluster {position}"
     id, number = slug, 1

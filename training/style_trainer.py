@@ -322,11 +322,22 @@ def trained_weights(checkpoint: Mapping[str, Any], name: str = "") -> dict[str, 
     state = {key.removeprefix(prefix): t for key, t in checkpoint["average"].items() if key.startswith(prefix)}
     if "styles" not in state:
         return state
-    names = checkpoint["names"]
-    scales = state.pop("styles")
-    body = TransformNetwork(checkpoint["settings"]["width"])
-    body.load_state_dict({key.removeprefix("network."): tensor for key, tensor in state.items()})
-    return body.with_scales(scales[names.index(name)] if name in names else scales.mean(0)).state_dict()
+    return network_of_body(state, checkpoint["settings"]["width"], checkpoint["names"], name).state_dict()
+
+
+def network_of_body(state: Mapping[str, Tensor], width: str, names: Sequence[str], name: str) -> TransformNetwork:
+    """The network that a shared body is for the style ``name``; for another style, that of the mean of its styles.
+
+    Args:
+        state: state dict of a :class:`shared.transform_network.SharedNetwork`.
+        names: of its styles, in order.
+    """
+    body = SharedNetwork(TransformNetwork(width), len(names))
+    body.load_state_dict(state)
+    mixture = torch.full((len(names),), 1 / len(names))
+    if name in names:
+        mixture = torch.eye(len(names))[names.index(name)]
+    return body.network_of(mixture)
 
 
 def learning_rate_at(progress: float, step: int, warm_up: int = 20) -> float:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
-import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
@@ -45,9 +43,8 @@ def picture_jobs(paths: Sequence[Path], pattern: StyleJob, *, source: str = "") 
 
 
 def slug_of(title: str) -> str:
-    """A title as a slug: ``The great wave off Kanagawa`` is ``the-great-wave-off-kanagawa``."""
-    plain = unicodedata.normalize("NFKD", title).encode("ascii", "ignore").decode().lower()
-    slug = "-".join(re.findall(r"[a-z0-9]+", plain))[: fast_models.LONGEST_SLUG].strip("-")
+    """The slug of a style picture's title; see :func:`shared.fast_models.slugged`."""
+    slug = fast_models.slugged(title)
     if not slug:
         raise InvalidInput(f"'{title}' leaves no slug.", hint="Give the file a name of letters and digits.")
     return slug

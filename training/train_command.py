@@ -37,6 +37,7 @@ from training.style_trainer import (
     TrainingResult,
     TrainingSettings,
     TrainingStep,
+    network_of_body,
     train_style,
     trained_weights,
 )
@@ -131,15 +132,15 @@ def run_body_job(job: StyleJob, styles: Sequence[StyleJob]) -> list[Card]:
         job: how; its slug names the run, from which ``init`` can start a network of one style.
         styles: for each style its slug, title, style pictures (the first of which it is) and cluster.
     """
-    if len({style.slug for style in styles}) != len(styles):
+    names = [style.slug for style in styles]
+    if len(set(names)) != len(names):
         raise InvalidInput("two styles have the same name.", hint="Rename one of the files.", field="style")
     job = replace(job, styles=tuple(style.styles[0] for style in styles))
     workers = Workers.current()
     try:
-        training = _train(job, workers, names=[style.slug for style in styles])
+        training = _train(job, workers, names)
         if not workers.first:
             return []
-        names = [style.slug for style in styles]
         save_body(training.result.network, names, job.output / f"{job.slug}.safetensors")
         cards = []
         for i, style in enumerate(styles):
@@ -324,14 +325,11 @@ def load_body(path: Path, name: str = "") -> TransformNetwork:
             metadata = file.metadata() or {}
             state = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118 - it is no mapping
         names = json.loads(metadata["names"])
-        network = SharedNetwork(TransformNetwork(metadata["width"]), len(names))
-        network.load_state_dict(state)
+        return network_of_body(state, metadata["width"], names, name)
     except (OSError, safetensors.SafetensorError, KeyError, ValueError, RuntimeError, InvalidInput) as error:
         raise InvalidInput(
             f"'{path}' is no shared body: {error}.", hint="Name one that `lienzo-train body` wrote.", field="init"
         ) from error
-    mixture = torch.eye(len(names))[names.index(name)] if name in names else torch.full((len(names),), 1 / len(names))
-    return network.network_of(mixture)
 
 
 def _initial_state(job: StyleJob) -> dict[str, Tensor]:
