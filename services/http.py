@@ -24,7 +24,7 @@ from starlette.routing import Match, Route
 from starlette.staticfiles import StaticFiles
 
 from services import http_errors, pipeline
-from services.limits import CONTENT_SECURITY_POLICY, BodyLimit, SecurityHeaders
+from services.limits import CONTENT_SECURITY_POLICY, BodyLimit, CompressTexts, SecurityHeaders
 from services.messages import call
 from services.pipeline import Brush, Outcome, Services, Style
 from services.schemas import (
@@ -54,6 +54,7 @@ WEB = Path(__file__).parent / "web"
 # The documentation's scripts come from BentoML's own package: the page asks nobody else for anything.
 SWAGGER = Path(bentoml.__file__).parent / "_internal" / "server" / "static_content"
 MAX_THUMBNAIL = 1024
+_PICTURES = ("/v1/pictures/", "/v1/text_to_art", "/v1/stylize", "/v1/optimize")
 _METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 
 _REFUSALS: dict[int | str, dict[str, Any]] = {
@@ -104,6 +105,7 @@ def create_app(services: Callable[[], Services]) -> FastAPI:
         redoc_url=None,
         responses=_REFUSALS,
     )
+    app.add_middleware(CompressTexts, pictures=_PICTURES)
     app.add_middleware(BodyLimit, most=config.max_body_bytes)
     app.add_middleware(SecurityHeaders)
     http_errors.install(app)

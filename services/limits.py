@@ -1,10 +1,11 @@
-"""Limits that hold before a request is parsed, and headers that every answer carries."""
+"""Limits that hold before a request is parsed; headers and compression that answers carry."""
 
 from __future__ import annotations
 
 from http import HTTPStatus
 
 from starlette.datastructures import MutableHeaders
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from services.http_errors import error_response
@@ -84,3 +85,20 @@ class SecurityHeaders:
             await send(message)
 
         await self.app(scope, receive, guarded if scope["type"] == "http" else send)
+
+
+class CompressTexts:
+    """Compresses the answers that are text: pictures are compressed already, and would only cost time.
+
+    Args:
+        pictures: the paths, and their beginnings, that answer with pictures.
+    """
+
+    def __init__(self, app: ASGIApp, pictures: tuple[str, ...]):
+        self.app = app
+        self.compressed = GZipMiddleware(app, minimum_size=1000, compresslevel=6)
+        self.pictures = pictures
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        plain = scope["type"] != "http" or scope["path"].startswith(self.pictures)
+        await (self.app if plain else self.compressed)(scope, receive, send)

@@ -732,6 +732,19 @@ def test_every_answer_carries_the_security_headers(client):
         assert "'unsafe-inline'" not in policy.get("script-src", "") and "*" not in " ".join(policy.values())
 
 
+def test_texts_are_compressed_for_those_who_take_it_and_pictures_are_not(client):
+    def fetched(path: str, accepted: str) -> tuple[str | None, int]:
+        with client.stream("GET", path, headers={"Accept-Encoding": accepted}) as answer:
+            return answer.headers.get("content-encoding"), len(b"".join(answer.iter_raw()))
+
+    assert fetched("/v1/styles", "identity")[0] is None
+    for path in ("/v1/styles", "/web/app.js"):
+        (encoding, compressed), (_, plain) = fetched(path, "gzip"), fetched(path, "identity")
+        assert encoding == "gzip" and compressed < 0.7 * plain
+    for path in (f"/v1/pictures/{BOATING}", f"/v1/pictures/{BOATING}?size=320"):
+        assert fetched(path, "gzip") == fetched(path, "identity")
+
+
 @pytest.mark.parametrize("path", ["/livez", "/readyz", "/healthz", "/metrics"])
 def test_operations_answer(client, path):
     assert client.get(path).status_code == 200
