@@ -423,10 +423,15 @@ def fetch_weights(
     source: Annotated[
         Path | None, typer.Option("--from", help="Take them from this file instead of the network.")
     ] = None,
+    into: Annotated[
+        Path | None, typer.Option(help="Put a copy into this folder as well, for a bento or a machine without network.")
+    ] = None,
 ) -> None:
     """Bring a network's weights into the cache, verified."""
     with stages() as progress:
         path = weights_library.fetch(name, path=source, progress=progress)
+        if into is not None:
+            path = weights_library.fetch(name, path=path, cache=into, progress=progress)
     console.print(str(path), soft_wrap=True, highlight=False)
 
 

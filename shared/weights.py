@@ -45,6 +45,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+CARRIED = Path(__file__).parent / "assets" / "weights"
+"""Weights that a bento carries with it, put here before it is built; empty in the project itself."""
+
 Progress = Callable[[str, int, int], None]
 """Called with the stage (``download`` or ``convert``), what is done and the total; ``download`` counts bytes."""
 
@@ -374,8 +377,8 @@ def _resolve(source: str | WeightsSource) -> WeightsSource:
 
 
 def _places(source: WeightsSource, cache: Path) -> list[Path]:
-    folder = os.environ.get("LIENZO_WEIGHTS")
-    return [*([Path(folder) / source.filename] if folder else []), cache / source.filename]
+    folders = [*filter(None, [os.environ.get("LIENZO_WEIGHTS")]), CARRIED, cache]
+    return [Path(folder) / source.filename for folder in folders]
 
 
 def _first_verified(source: WeightsSource, places: list[Path], tried: list[str]) -> Path | None:
