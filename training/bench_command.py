@@ -54,7 +54,7 @@ def step(
 
         for each in sizes:
             found[each] = step_costs(each, device=device, rounds=rounds, on_round=count)
-    table = Table("size", "variant", "s/step", "times faster", "peak memory", title=_title(facts))
+    table = Table("size", "variant", "s/step", "times faster", "peak memory", title=title(facts))
     for each, costs in found.items():
         slowest = costs[VARIANTS[0].name].seconds
         for name, cost in costs.items():
@@ -69,7 +69,7 @@ def step(
     plain = {
         str(each): {name: dataclasses.asdict(cost) for name, cost in costs.items()} for each, costs in found.items()
     }
-    _write(json_path, {"machine": facts, "step": plain})
+    write_json(json_path, {"machine": facts, "step": plain})
 
 
 @app.command("optimizer")
@@ -114,7 +114,7 @@ def optimizer(
         for kind in precisions:
             for begin in starts:
                 cost = costs[each][f"lienzo {kind}"].seconds if rounds else 0.0
-                within = [mark for mark in steps if mark * cost * len(chosen) <= _seconds(limit)]
+                within = [mark for mark in steps if mark * cost * len(chosen) <= parse_seconds(limit)]
                 if not within:
                     continue
                 descents = _descend(bench, chosen, each, kind, begin, within, warm, final_rate=0.05 if settle else 1.0)
@@ -129,9 +129,9 @@ def optimizer(
                         "pairs": [dataclasses.asdict(descent) for descent in descents],
                     }
                 )
-                _write(json_path, _plain(facts, chosen, costs, rows))
+                write_json(json_path, _plain(facts, chosen, costs, rows))
     table = Table(
-        "size", "precision", "start", "s/step", "peak memory", *(f"loss at {m}" for m in steps), title=_title(facts)
+        "size", "precision", "start", "s/step", "peak memory", *(f"loss at {m}" for m in steps), title=title(facts)
     )
     for row in rows:
         cost = costs.get(row["size"], {}).get(f"lienzo {row['precision']}")
@@ -144,7 +144,7 @@ def optimizer(
             *(f"{row['totals'][mark]:.3f}" if mark in row["totals"] else "–" for mark in steps),
         )
     console.print(table)
-    _write(json_path, _plain(facts, chosen, costs, rows))
+    write_json(json_path, _plain(facts, chosen, costs, rows))
 
 
 @app.command("warm-start")
@@ -186,13 +186,13 @@ def warm_start(
                 "reaches": {mark: descent.reaches(total) for mark, total in reference.totals.items()},
             }
         rows.append(row)
-        _write(json_path, {"machine": facts, "size": size, "cold": cold, "optimizer": optimizer, "pairs": rows})
+        write_json(json_path, {"machine": facts, "size": size, "cold": cold, "optimizer": optimizer, "pairs": rows})
     begins = list(rows[0]["warm"])
     table = Table(
         "style",
         "nearest network",
         *(f"{begin}: as cold {mark}" for begin in begins for mark in steps),
-        title=f"{_title(facts)}; {size} px, cold start from {cold}",
+        title=f"{title(facts)}; {size} px, cold start from {cold}",
     )
     reached: dict[tuple[str, int], list[float]] = {(b, m): [] for b in begins for m in steps}
     for row in rows:
@@ -308,17 +308,20 @@ def parse_marks(text: str) -> list[int]:
     return marks
 
 
-def _seconds(text: str) -> float:
+def parse_seconds(text: str) -> float:
+    """Seconds of a duration like 15m, see :func:`training.cli.parse_duration`."""
     from training.cli import parse_duration
 
     return parse_duration(text)
 
 
-def _title(facts: dict[str, Any]) -> str:
+def title(facts: dict[str, Any]) -> str:
+    """What a table was measured on, for above it."""
     where = facts.get("gpu") or facts["processor"]
     return f"{where}, {facts['threads']} threads, torch {facts['torch']}"
 
 
-def _write(path: Path | None, data: dict[str, Any]) -> None:
+def write_json(path: Path | None, data: dict[str, Any]) -> None:
+    """Write what was measured, where a file was asked for."""
     if path is not None:
         write_atomically(path, json.dumps(data, indent=1, default=str).encode())

@@ -17,7 +17,7 @@ from rich.table import Table
 from shared.console import bar, console, explain_errors
 from shared.errors import InvalidInput
 from shared.perceptual_loss import LossSettings
-from training import bench_command, clusters_command, evaluate_command
+from training import bench_command, clusters_command, evaluate_command, load_command
 from training.style_trainer import TrainingSettings
 
 if TYPE_CHECKING:
@@ -30,6 +30,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+bench_command.app.command("http")(load_command.http)
+bench_command.app.command("steady")(load_command.steady)
 app.add_typer(bench_command.app, name="bench")
 app.command("clusters")(clusters_command.clusters)
 app.command("evaluate")(evaluate_command.evaluate)
