@@ -26,7 +26,7 @@ class Settings(BaseSettings):
     gallery_index: Path | None = Field(default=None, description="index of the gallery; found or built where not given")
     style_encoder: str = Field(
         default="style",
-        description="what finds style pictures: `style`, `resnet50`, `resnet152`, a file `NETWORK.onnx`, several by `+`",
+        description="what finds style pictures: `style`, `resnet152`, `resnet50`, `NETWORK.onnx`, or several by `+`",
     )
     device: str = Field(default="auto", description="`auto`, `cpu` or `cuda`")
     size: int = Field(default=512, ge=64, description="longer side of a painting where the request names none, pixels")

@@ -277,20 +277,21 @@ def retrieval(
 
 def _precision_table(rows: list[dict[str, Any]], ways: list[str], k: int, title: str) -> Table:
     """Precision of each encoder, and what chance and a perfect ranking would have."""
-    table = Table("encoder", "numbers", "ms/picture", title=title)
-    for way in ways:
-        table.add_column(f"P@{k}, {way}")
-        table.add_column("above the first")
+    table = Table(
+        "encoder", "numbers", "ms/picture", *(f"P@{k}, {way}" for way in ways), "above the first", title=title
+    )
     for row in rows:
-        cells = []
-        for way in ways:
-            measured, above = row["precision"][way], row["above_first"][way]
-            cells.append(f"{measured['precision']:.3f} ({measured['low']:.3f}–{measured['high']:.3f})")
-            cells.append("" if row is rows[0] else f"{above[0]:+.3f} ({above[1]:+.3f} to {above[2]:+.3f})")
-        table.add_row(row["encoder"], str(row["dimensions"]), f"{1000 * row['seconds']:.1f}", *cells)
+        measured = (row["precision"][way] for way in ways)
+        above, low, high = row["above_first"][ways[-1]]
+        table.add_row(
+            row["encoder"],
+            str(row["dimensions"]),
+            f"{1000 * row['seconds']:.0f}",
+            *(f"{each['precision']:.3f} ({each['low']:.3f}–{each['high']:.3f})" for each in measured),
+            "" if row is rows[0] else f"{above:+.3f} ({low:+.3f} to {high:+.3f})",
+        )
     for name, label in (("chance", "chance"), ("ceiling", "best possible")):
-        values = ([f"{rows[0]['precision'][way][name]:.3f}", ""] for way in ways)
-        table.add_row(label, "", "", *(cell for pair in values for cell in pair), style="dim")
+        table.add_row(label, "", "", *(f"{rows[0]['precision'][way][name]:.3f}" for way in ways), style="dim")
     return table
 
 
