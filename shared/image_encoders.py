@@ -353,7 +353,7 @@ class OnnxEncoder(_Network):
 
     def _measure(self) -> int:
         """Length of a vector, from a run: what the file states may be a mere name."""
-        count = self._fixed_count or 1
+        count = self._fixed_count or 2  # a network may state any number and take one
         try:
             found = self.features(np.zeros((count, 3, *self.preparation.crop), np.float32))
         except Exception as error:  # ONNX Runtime's own exceptions have no common base but Exception.

@@ -102,19 +102,19 @@ def test_an_onnx_network_gives_its_output_at_length_one(tmp_path):
     encoder = open_encoder(str(write_extractor(tmp_path / "mean.onnx")), device="cpu")
     found = encoder.embed([solid(colour) for colour in COLOURS])
     assert found.shape == (4, 3) == (4, encoder.dimensions) and found.dtype == np.float32
-    np.testing.assert_allclose(found, unit(normalised(COLOURS)), atol=1e-5)
+    np.testing.assert_allclose(found, unit(normalised(COLOURS)), atol=1e-3)
     assert encoder.embed([]).shape == (0, 3)
 
 
 def test_the_output_goes_by_its_name(tmp_path):
     path = write_extractor(tmp_path / "mean.onnx")
-    first, doubled = (open_encoder(f"{path}:{name}", device="cpu") for name in ("features", "with_one"))
-    assert (first.dimensions, doubled.dimensions) == (3, 4)
+    first, with_last = (open_encoder(f"{path}:{name}", device="cpu") for name in ("features", "with_one"))
+    assert (first.dimensions, with_last.dimensions) == (3, 4)
     pictures = [solid(colour) for colour in COLOURS]
     with_one = np.concatenate([normalised(COLOURS), np.ones((4, 1))], axis=1)
-    np.testing.assert_allclose(doubled.embed(pictures), unit(with_one), atol=1e-5)
+    np.testing.assert_allclose(with_last.embed(pictures), unit(with_one), atol=1e-3)
     np.testing.assert_array_equal(first.embed(pictures), open_encoder(str(path), device="cpu").embed(pictures))
-    assert first.fingerprint != doubled.fingerprint
+    assert first.fingerprint != with_last.fingerprint
 
 
 @pytest.mark.parametrize("shape", [["n", 3, "h", "w"], [4, 3, "h", "w"], ["n", 3, 32, 48], [1, 3, 40, 40]])
@@ -155,7 +155,7 @@ def external(path: Path) -> None:
     [
         (lambda p: p.write_bytes(b"no network"), "", "cannot load"),
         (write_extractor, ":logits", "'x.onnx' has no output 'logits'. Its outputs are: features, with_one, map."),
-        (write_extractor, ":map", "as 'map' for 1 pictures, expected float32 [1, K]"),
+        (write_extractor, ":map", "as 'map' for 2 pictures, expected float32 [2, K]"),
         (lambda p: write_extractor(p, shape=["n", 1, "h", "w"]), "", "expected float [N, 3, H, W]"),
         (lambda p: write_extractor(p, shape=["n", 3, "h"]), "", "expected float [N, 3, H, W]"),
         (lambda p: write_extractor(p, kind=onnx.TensorProto.DOUBLE), "", "takes tensor(double)"),
