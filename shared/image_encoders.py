@@ -133,14 +133,12 @@ class Preparation:
         frame: height and width of what the crop is taken from: the picture is made to just cover it.
         crop: height and width of the crop, in pixels.
         mean, std: subtracted from, and dividing, each channel of RGB in [0, 1].
-        bgr: whether the network takes blue first.
     """
 
     frame: tuple[int, int]
     crop: tuple[int, int]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    bgr: bool = False
 
     def __call__(self, picture: Image.Image, augment: np.random.Generator | None = None) -> np.ndarray:
         """``[1, 3, *crop]`` float32: resized (bilinear), cropped in the middle, normalised.
@@ -160,8 +158,7 @@ class Preparation:
         if augment is not None and augment.random() < 0.5:
             pixels = pixels[..., ::-1]
         mean, std = (np.array(values, np.float32).reshape(3, 1, 1) for values in (self.mean, self.std))
-        pixels = (pixels - mean) / std
-        return np.ascontiguousarray(pixels[:, ::-1] if self.bgr else pixels)
+        return (pixels - mean) / std
 
 
 IMAGENET = Preparation((256, 256), (224, 224), *weights.IMAGENET)
@@ -169,12 +166,12 @@ IMAGENET = Preparation((256, 256), (224, 224), *weights.IMAGENET)
 
 _CAFFE_MEAN = (123.68 / 255, 116.779 / 255, 103.939 / 255)
 
-THESIS = Preparation((256, 256), (256, 256), _CAFFE_MEAN, (1.0, 1.0, 1.0), bgr=True)
+THESIS = Preparation((256, 256), (256, 256), _CAFFE_MEAN, (1.0, 1.0, 1.0))
 """As the thesis prepares pictures for style retrieval (section 4.2.1): resized and centred to 256×256, divided by 255,
-and [103.939, 116.779, 123.68] / 255 subtracted in the order BGR; nothing divides by a standard deviation.
+and [103.939, 116.779, 123.68] / 255, in the order BGR, subtracted; nothing divides by a standard deviation.
 
 It leaves open whether *centred* crops or distorts (here: shorter side 256, the middle 256×256) and in which order the
-channels reach the network.
+channels reach the network (here: the order in which it was trained, RGB, each channel less its own mean).
 """
 
 

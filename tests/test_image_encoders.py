@@ -64,10 +64,10 @@ def test_imagenet_preparation_is_torchvisions(size):
     np.testing.assert_allclose(IMAGENET(picture), theirs, atol=1e-5)
 
 
-def test_thesis_preparation_subtracts_the_means_in_the_order_blue_green_red():
+def test_thesis_preparation_subtracts_each_channels_mean():
     prepared = THESIS(solid((255, 51, 0), 500, 300))
     assert prepared.shape == (1, 3, 256, 256) and prepared.dtype == np.float32
-    expected = np.array([0 - 103.939 / 255, 51 / 255 - 116.779 / 255, 1 - 123.68 / 255])
+    expected = np.array([1 - 123.68 / 255, 51 / 255 - 116.779 / 255, 0 - 103.939 / 255])
     np.testing.assert_allclose(prepared[0, :, 100, 7], expected, atol=1e-6)
 
 
