@@ -209,6 +209,100 @@ def warm_start(
     console.print(table)
 
 
+@app.command("retrieval")
+@explain_errors
+def retrieval(
+    gallery: Annotated[
+        str, typer.Option(help="Folder of paintings with style labels, such as WikiArt's Style/artist_title.jpg.")
+    ],
+    encoder: Annotated[
+        list[str] | None,
+        typer.Option(help="style, resnet50, resnet152, FILE.onnx[:OUTPUT], or several joined by +; repeatable."),
+    ] = None,
+    k: Annotated[int, typer.Option("-k", help="How many of the nearest count.", min=1, max=100)] = 5,
+    device: DeviceOption = "cpu",
+    json_path: JsonOption = None,
+) -> None:
+    """How often the nearest pictures have the style of the one asked for: precision by style label, by encoder.
+
+    Measured twice: among all other pictures, and among those of other artists, since an artist's pictures find each
+    other. Intervals are 95 %, by bootstrap over artists.
+
+    Example: `lienzo-train bench retrieval --gallery wikiart/ --encoder style --encoder resnet152`
+    """
+    from shared.galleries import open_gallery
+    from shared.image_encoders import STYLE, open_encoder
+    from training.bench import machine
+    from training.style_precision import ROUNDS, difference, embed_pictures, labelled, style_precision
+
+    facts, opened = machine(_device(device)), open_gallery(gallery)
+    pictures = labelled(opened)
+    with stages() as progress:
+        encoders = [open_encoder(spec, device=device, progress=progress) for spec in encoder or [STYLE]]
+    with bar("embedding", len(pictures)) as update:
+        embedded = embed_pictures(pictures, encoders, on_picture=lambda done, _: update(done))
+    labels, ways = embedded.labels, {"all": False, "other artists": True}
+    found = [
+        {way: style_precision(rows, labels, k=k, other_artists=others) for way, others in ways.items()}
+        for rows in embedded.embeddings
+    ]
+    ways = [way for way in ways if found[0][way] is not None]
+    rows = [
+        {
+            "encoder": each.name,
+            "fingerprint": each.fingerprint,
+            "dimensions": each.dimensions,
+            "seconds": seconds,
+            "precision": {
+                way: {name: value for name, value in dataclasses.asdict(measured[way]).items() if name != "values"}
+                for way in ways
+            },
+            "above_first": {way: difference(found[0][way], measured[way], labels) for way in ways},
+        }
+        for each, seconds, measured in zip(encoders, embedded.seconds, found, strict=True)
+    ]
+    _write(
+        json_path,
+        {
+            "machine": facts,
+            "gallery": {"name": opened.name, "fingerprint": opened.fingerprint, "pictures": len(labels.styles)},
+            "settings": {"k": k, "bootstrap_rounds": ROUNDS},
+            "encoders": rows,
+            "issues": embedded.issues,
+        },
+    )
+    console.print(_precision_table(rows, ways, k, f"{_title(facts)}; {len(labels.styles)} pictures of {opened.name}"))
+    console.print(_style_table(rows, ways[-1], k))
+
+
+def _precision_table(rows: list[dict[str, Any]], ways: list[str], k: int, title: str) -> Table:
+    """Precision of each encoder, and what chance and a perfect ranking would have."""
+    table = Table(
+        "encoder", "numbers", "ms/picture", *(f"P@{k}, {way}" for way in ways), "above the first", title=title
+    )
+    for row in rows:
+        measured = (row["precision"][way] for way in ways)
+        above, low, high = row["above_first"][ways[-1]]
+        table.add_row(
+            row["encoder"],
+            str(row["dimensions"]),
+            f"{1000 * row['seconds']:.0f}",
+            *(f"{each['precision']:.3f} ({each['low']:.3f}–{each['high']:.3f})" for each in measured),
+            "" if row is rows[0] else f"{above:+.3f} ({low:+.3f} to {high:+.3f})",
+        )
+    for name, label in (("chance", "chance"), ("ceiling", "best possible")):
+        table.add_row(label, "", "", *(f"{rows[0]['precision'][way][name]:.3f}" for way in ways), style="dim")
+    return table
+
+
+def _style_table(rows: list[dict[str, Any]], way: str, k: int) -> Table:
+    """Precision of each encoder by style."""
+    table = Table("style", "pictures", *(row["encoder"] for row in rows), title=f"P@{k} by style, {way}")
+    for style, (_, count) in rows[0]["precision"][way]["by_style"].items():
+        table.add_row(style, str(count), *(f"{row['precision'][way]['by_style'][style][0]:.3f}" for row in rows))
+    return table
+
+
 def _fetch() -> None:
     with stages() as progress:
         weights.fetch("vgg19", progress=progress)
