@@ -40,7 +40,11 @@ class Retriever:
         self._painting = threading.Lock()
         self._limits = DecodeLimits(max_pixels=config.max_pixels, max_bytes=config.max_body_bytes)
         self._retrieval = Retrieval.open(
-            config.gallery, self._load_encoder, index=config.gallery_index, cache=weights.cache_dir()
+            config.gallery,
+            self._load_encoder,
+            index=config.gallery_index,
+            uri=config.index_uri,
+            cache=weights.cache_dir(),
         )
 
     def __is_ready__(self) -> bool:
@@ -50,9 +54,7 @@ class Retriever:
     def about(self) -> dict[str, Any]:
         """Name and size of the gallery."""
         gallery = self._retrieval.gallery
-        return {
-            "ok": {"name": gallery.name, "pictures": len(gallery.pictures), "indexed": len(self._retrieval.index.ids)}
-        }
+        return {"ok": {"name": gallery.name, "pictures": len(gallery.pictures), "indexed": len(self._retrieval.index)}}
 
     @bentoml.api
     @answers

@@ -115,7 +115,7 @@ class Gallery:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 (hex) over the ids, texts and file sizes in order: says whether an index fits this gallery.
+        """SHA-256 (hex) over the ids, texts and file sizes in order: says whether an index of texts fits this gallery.
 
         It does not depend on where the gallery lies.
 
@@ -123,17 +123,36 @@ class Gallery:
             GalleryError: a picture's file has vanished since the gallery was read.
         """
         digest = hashlib.sha256()
+        for picture, size in zip(self.pictures, self._sizes, strict=True):
+            record = dataclasses.asdict(picture) | {"path": size}  # in place of where the file lies
+            digest.update(json.dumps(record, sort_keys=True).encode())
+        return digest.hexdigest()
+
+    @cached_property
+    def image_fingerprint(self) -> str:
+        """Like :attr:`fingerprint`, of the ids and file sizes alone: whether an index of the pictures fits.
+
+        Raises:
+            GalleryError: a picture's file has vanished since the gallery was read.
+        """
+        digest = hashlib.sha256()
+        for picture, size in zip(self.pictures, self._sizes, strict=True):
+            digest.update(json.dumps([picture.id, size]).encode())
+        return digest.hexdigest()
+
+    @cached_property
+    def _sizes(self) -> tuple[int, ...]:
+        """Of the files, in bytes."""
+        sizes = []
         for picture in self.pictures:
-            record = dataclasses.asdict(picture)
             try:
-                record["path"] = picture.path.stat().st_size  # in place of where the file lies
+                sizes.append(picture.path.stat().st_size)
             except OSError as error:
                 raise GalleryError(
                     f"The picture {picture.id} of the gallery {self.name} is gone: {picture.path}.",
                     hint="Restore the file, or open the gallery again.",
                 ) from error
-            digest.update(json.dumps(record, sort_keys=True).encode())
-        return digest.hexdigest()
+        return tuple(sizes)
 
     @cached_property
     def _by_id(self) -> dict[str, Picture]:

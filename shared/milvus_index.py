@@ -110,9 +110,7 @@ class MilvusIndex:
         return index
 
     @classmethod
-    def open(
-        cls, uri: str, collection: str, *, encoder: str | None = None, gallery: str | None = None
-    ) -> MilvusIndex:
+    def open(cls, uri: str, collection: str, *, encoder: str | None = None, gallery: str | None = None) -> MilvusIndex:
         """The index that ``collection`` holds; its vectors stay where they are, so their hash is not computed again.
 
         Raises:
@@ -225,6 +223,7 @@ class MilvusIndex:
             self._client.drop_collection(self._collection)
         schema = self._client.create_schema(auto_id=False, enable_dynamic_field=False)
         schema.add_field("key", DataType.VARCHAR, max_length=96, is_primary=True)
+        schema.add_field("name", DataType.VARCHAR, max_length=40)
         schema.add_field("id", DataType.VARCHAR, max_length=2048)
         schema.add_field("version", DataType.VARCHAR, max_length=128)
         schema.add_field("digest", DataType.VARCHAR, max_length=64)
@@ -296,7 +295,7 @@ class MilvusIndex:
         """The rows of these ids that are in force, with their vectors."""
         found: list[dict[str, Any]] = []
         for some in _portions(ids, self._state.dimensions):
-            condition = f"id in {json.dumps(some)} and {self._visible()}"
+            condition = f"name in {json.dumps([_name(id) for id in some])} and {self._visible()}"
             found += self._client.query(self._collection, filter=condition, output_fields=["*"], limit=len(some))
         return found
 
@@ -317,7 +316,8 @@ class MilvusIndex:
                 position = positions[place]
             new.append(
                 {
-                    "key": f"{hashlib.sha256(id.encode(errors='surrogatepass')).hexdigest()[:40]}@{generation}",
+                    "key": f"{_name(id)}@{generation}",
+                    "name": _name(id),
                     "id": id,
                     "version": version,
                     "digest": digest.hex(),
@@ -383,6 +383,11 @@ def _ranked(hits: Sequence[Any], query: np.ndarray, k: int, exclude: AbstractSet
         return []
     distances = cosine_distances(np.array([entity["vector"] for entity in entities], np.float32), query)
     return [(entities[i]["id"], float(distances[i])) for i in np.argsort(distances, kind="stable")[:k]]
+
+
+def _name(id: str) -> str:
+    """An id as it can stand in a filter, whatever is in it."""
+    return hashlib.sha256(id.encode()).hexdigest()[:40]
 
 
 def _portion(dimensions: int) -> int:

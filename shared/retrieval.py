@@ -11,8 +11,8 @@ from PIL import Image
 
 from shared.encoders import Encoder
 from shared.galleries import Gallery, Picture, open_gallery
-from shared.gallery_index import GalleryIndex, open_index
-from shared.style_space import StyleSpace
+from shared.gallery_index import GalleryIndex, Progress, open_index
+from shared.style_space import StyleEncoder, StyleSpace
 from shared.text_search import Match, TextIndex
 
 
@@ -38,8 +38,9 @@ class Retrieval:
         encoder: Callable[[], Encoder],
         *,
         index: Path | None = None,
+        uri: str | None = None,
         cache: Path | None = None,
-        on_picture: Callable[[int, int], None] | None = None,
+        progress: Progress | None = None,
     ) -> Retrieval:
         """Read a gallery and its index; see :func:`shared.gallery_index.open_index` for where the index comes from.
 
@@ -47,8 +48,13 @@ class Retrieval:
             GalleryError: the gallery or its index cannot be used.
         """
         opened, space = open_gallery(gallery), StyleSpace.load()
-        found = open_index(opened, space, path=index, cache=cache, encoder=encoder, on_picture=on_picture)
+        spaces = [StyleEncoder(space, encoder)]
+        found = open_index(opened, spaces, path=index, uri=uri, cache=cache, progress=progress)
         return cls(opened, TextIndex(opened), found, space, encoder)
+
+    def close(self) -> None:
+        """Let go of the index's files and connections."""
+        self.index.close()
 
     def content(self, title: str, description: str = "", k: int = 5) -> list[Match]:
         """The ``k`` pictures that the words fit best, see :meth:`shared.text_search.TextIndex.search`."""

@@ -161,7 +161,7 @@ class Rows:
         """SHA-256 (hex) over each row's id and its vector's SHA-256, in order."""
         digest = hashlib.sha256()
         for id, row in zip(self.ids, self.digests, strict=True):
-            digest.update(id.encode(errors="surrogatepass") + b"\0" + row)
+            digest.update(id.encode() + b"\0" + row)
         return digest.hexdigest()
 
     def with_rows(self, ids: Sequence[str], versions: Sequence[str], digests: Sequence[bytes]) -> Rows:
