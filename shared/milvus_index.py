@@ -9,6 +9,8 @@ import contextlib
 import hashlib
 import json
 import re
+import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import asdict, dataclass, replace
@@ -42,6 +44,10 @@ _FOREVER = 2**62
 _MOST = 16_384
 _BYTES_AT_ONCE = 2**23
 _MORE = 16
+
+# Milvus Lite serves a file to all clients of a process, and knows of none of them.
+_lock = threading.Lock()
+_open_files: Counter[str] = Counter()
 
 
 @dataclass(frozen=True)
@@ -92,7 +98,7 @@ class MilvusIndex:
         self._client, self._uri, self._collection, self._state = client, uri, collection, state
         self._where = f"{shown_uri(uri)} {collection}"
         self._table: tuple[Rows, tuple[int, ...]] | None = None
-        self._clean = False
+        self._clean = self._closed = False
 
     @classmethod
     def create(cls, uri: str, collection: str, *, encoder: str, dimensions: int) -> MilvusIndex:
@@ -207,13 +213,19 @@ class MilvusIndex:
     def close(self) -> None:
         """See :meth:`shared.vector_index.VectorIndex.close`.
 
-        A file of Milvus Lite is let go by all indexes of this process that use it, so that another process may have it.
+        The last index of this process in a file of Milvus Lite lets go of it, so that another process may have it.
         """
+        if self._closed:
+            return
+        self._closed = True
         self._client.close()
         if _is_file(self._uri):
             from milvus_lite.server_manager import server_manager_instance
 
-            server_manager_instance.release_server(self._uri)
+            with _lock:
+                _open_files[self._uri] -= 1
+                if not _open_files[self._uri]:
+                    server_manager_instance.release_server(self._uri)
 
     @_explained
     def _create(self) -> None:
@@ -428,7 +440,10 @@ def _connect(uri: str) -> Any:
         with contextlib.suppress(OSError):
             Path(uri).parent.mkdir(parents=True, exist_ok=True)
     try:
-        return MilvusClient(uri)
+        with _lock:
+            client = MilvusClient(uri)
+            _open_files[uri] += 1
+        return client
     except MilvusException as error:
         hint = (
             "Only one process at a time can have a file of Milvus Lite open."

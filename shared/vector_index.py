@@ -306,7 +306,7 @@ class ExactIndex:
             if len(places) and not 0 <= places.min() <= places.max() < len(segments):
                 raise ValueError(f"there are {len(segments)} rows, but row {places.max()} is to be used")
             rows = Rows(ids, versions, tuple(_digests(segments.blocks(places))))
-        except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
+        except (OSError, EOFError, KeyError, TypeError, ValueError, AttributeError) as error:
             raise GalleryError(f"the index '{folder}' cannot be read: {error}.", hint=HINT) from error
         if rows.content != header.content:
             raise GalleryError(

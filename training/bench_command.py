@@ -209,6 +209,51 @@ def warm_start(
     console.print(table)
 
 
+@app.command("index")
+@explain_errors
+def index(
+    rows: Annotated[int, typer.Option(help="Vectors in the index.", min=1)] = 80_000,
+    dimensions: Annotated[int, typer.Option(help="Of each vector.", min=1)] = 2048,
+    dtype: Annotated[list[str] | None, typer.Option(help="float16 or float32; both where not given.")] = None,
+    queries: Annotated[list[int] | None, typer.Option(help="Queries searched for at once; repeatable.", min=1)] = None,
+    rounds: Annotated[int, typer.Option(help="Timed searches of each kind; the median counts.", min=1)] = 9,
+    json_path: JsonOption = None,
+) -> None:
+    """How long the exact index searches, and what memory it takes, beside the time to read its matrix once.
+
+    Random vectors in a temporary folder (330 MB as float16 by default), searched in a process of its own.
+    """
+    from training.bench import machine
+    from training.index_bench import search_costs
+
+    facts, batches = machine(_device("cpu")), queries or [1, 32]
+    found = {}
+    for kind in dtype or ["float16", "float32"]:
+        with bar(f"index of {kind}", rows) as update:
+            found[kind] = search_costs(rows, dimensions, dtype=kind, batches=batches, rounds=rounds, on_rows=update)
+    table = Table(
+        "stored as",
+        "matrix",
+        "read once, predicted",
+        *(f"{batch} quer{'y' if batch == 1 else 'ies'}" for batch in batches),
+        "opening",
+        "memory",
+        title=f"{_title(facts)}; {rows:,} × {dimensions:,}",
+    )
+    for kind, cost in found.items():
+        table.add_row(
+            kind,
+            f"{cost.matrix_bytes / 1e6:.0f} MB",
+            f"{1e3 * cost.predicted_seconds:.1f} ms ({cost.bandwidth / 1e9:.1f} GB/s)",
+            *(f"{1e3 * cost.seconds[batch]:.1f} ms" for batch in batches),
+            f"{cost.open_seconds:.2f} s",
+            f"{cost.memory_bytes / 1e6:.0f} MB",
+        )
+    console.print(table)
+    plain = {kind: dataclasses.asdict(cost) for kind, cost in found.items()}
+    _write(json_path, {"machine": facts, "rows": rows, "dimensions": dimensions, "index": plain})
+
+
 def _fetch() -> None:
     with stages() as progress:
         weights.fetch("vgg19", progress=progress)
