@@ -358,13 +358,14 @@ def test_a_folders_table_reports_bad_rows_by_line(tmp_path):
     )
     gallery = read_folder(tmp_path)
     assert gallery.issues == (
+        "metadata.csv:5: in latin-1, expected utf-8; read so",
         "metadata.csv:2: 'gone.jpg' is missing",
         "metadata.csv:3: 1 columns, expected 2",
         "metadata.csv:4: '../a.jpg' is no path inside the gallery's folder",
         "metadata.csv:6: 'b.jpg' has a row already",
         "metadata.csv:7: 3 columns, expected 2",
     )
-    assert [picture.title for picture in gallery.pictures] == ["A", "Caf\N{REPLACEMENT CHARACTER}"]
+    assert [picture.title for picture in gallery.pictures] == ["A", "Café"]
 
 
 def test_a_second_table_and_an_unreadable_one_are_reported(tmp_path, monkeypatch):

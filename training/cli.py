@@ -367,7 +367,7 @@ def index(
     )
     _list_issues("gallery", opened.issues)
     _list_issues("index", changes.issues)
-    console.print(f"{output}: {changes.pictures} pictures; {changes}")
+    console.print(f"{output}: {changes.pictures} pictures; {changes}", soft_wrap=True)
 
 
 def _list_issues(what: str, issues: Sequence[str]) -> None:
