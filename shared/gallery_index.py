@@ -214,7 +214,7 @@ def embed_pictures(
         for i, (picture, found) in enumerate(zip(pictures, decoded, strict=True), start=1):
             if isinstance(found, str):
                 issues[picture.id] = found
-                log.warning("left out of the index: %s: %s", picture.id, found)
+                log.info("left out of the index: %s: %s", picture.id, found)
             else:
                 ids.append(picture.id)
                 batch.append(found)
@@ -277,6 +277,8 @@ def update_index(
             for space in spaces.values():
                 space.close()
         _Record(record.stores | stores, changes.issues).write(folder)
+        if changes.issues:
+            log.warning("index %s: %d pictures left out, the first: %s", folder, len(changes.issues), changes.issues[0])
         for name in names:
             if stores[name]["kind"] != "exact":
                 shutil.rmtree(folder / name, ignore_errors=True)
@@ -507,7 +509,7 @@ def _versions(folder: Path, gallery: Gallery, progress: Progress | None) -> tupl
             versions[picture.id], seen[picture.id] = version, [*look, version]
         except OSError as error:
             issues[picture.id] = str(error)
-            log.warning("left out of the index: %s: %s", picture.id, error)
+            log.info("left out of the index: %s: %s", picture.id, error)
         if progress is not None:
             progress("reading files", done, len(gallery.pictures))
     if seen != known:
