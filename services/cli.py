@@ -16,7 +16,7 @@ from rich.table import Table
 
 from services.optimize_command import ADAIN, load_decoder, load_encoder
 from shared import weights as weights_library
-from shared.console import bar, console, explain_errors, notices, stages
+from shared.console import console, explain_errors, notices, stages
 from shared.errors import InvalidInput, WeightsUnavailable
 from shared.images import FORMATS
 
@@ -534,15 +534,17 @@ def _prepare() -> ModelLibrary:
     library = ModelLibrary(config.model_folders, device=config.device)
     for refusal in library.refusals:
         notices.print(f"refused: {refusal.reason}", style="yellow", markup=False, soft_wrap=True)
-    with bar("indexing the gallery") as update:
+    with stages() as progress:
         retrieval = Retrieval.open(
             config.gallery,
             lambda: load_encoder(config.device),
             finder=finder,
             index=config.gallery_index,
+            uri=config.index_uri,
             cache=weights_library.cache_dir(),
-            on_picture=lambda done, total: update(done, total),
+            progress=progress,
         )
+    retrieval.close()  # one process at a time can have a file of Milvus Lite
     for issue in retrieval.gallery.issues[:10]:
         notices.print(f"gallery: {issue}", style="yellow", markup=False, soft_wrap=True)
     return library

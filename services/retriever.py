@@ -45,6 +45,7 @@ class Retriever:
             self._load_encoder,
             finder=open_encoder(config.style_encoder, device=config.device, vgg19=self._load_encoder),
             index=config.gallery_index,
+            uri=config.index_uri,
             cache=weights.cache_dir(),
         )
 
@@ -55,9 +56,7 @@ class Retriever:
     def about(self) -> dict[str, Any]:
         """Name and size of the gallery."""
         gallery = self._retrieval.gallery
-        return {
-            "ok": {"name": gallery.name, "pictures": len(gallery.pictures), "indexed": len(self._retrieval.index.ids)}
-        }
+        return {"ok": {"name": gallery.name, "pictures": len(gallery.pictures), "indexed": len(self._retrieval.index)}}
 
     @bentoml.api
     @answers

@@ -23,7 +23,13 @@ class Settings(BaseSettings):
         description="folders of fast models beside the shipped ones, separated by the platform's path separator",
     )
     gallery: str = Field(default="met", description="`met` or a folder of pictures")
-    gallery_index: Path | None = Field(default=None, description="index of the gallery; found or built where not given")
+    gallery_index: Path | None = Field(
+        default=None, description="folder of the gallery's index; found or built where not given"
+    )
+    index_uri: str | None = Field(
+        default=None,
+        description="Milvus that holds the index's vectors: a `.db` file or `http(s)://…`; none where the folder does",
+    )
     style_encoder: str = Field(
         default="style",
         description="what finds style pictures: `style`, `resnet152`, `resnet50`, `NETWORK.onnx`, or several by `+`",

@@ -21,7 +21,6 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -33,34 +32,16 @@ from shared.devices import pick_device, pick_dtype
 from shared.encoders import Encoder
 from shared.errors import InvalidInput, ModelRefused, NotFound, WeightsUnavailable
 from shared.files import sha256
+from shared.gallery_index import ImageEncoder
 from shared.images import to_array
 from shared.onnx_runtime import open_session
-from shared.style_space import StyleSpace
+from shared.style_space import StyleEncoder, StyleSpace
 
 STYLE = "style"
 RESNETS = ("resnet50", "resnet152")
 OUTPUTS = ("pool", "logits")
 BATCH = 16
 """Pictures that go through a network together."""
-
-
-class ImageEncoder(Protocol):
-    """Turns pictures into vectors that the cosine compares.
-
-    Attributes:
-        name: what the encoder is called; an ONNX network by its file's name, without the folder.
-        fingerprint: hex digits that stand for weights and preparation: vectors of other fingerprints cannot be
-            compared.
-        dimensions: length of a vector.
-    """
-
-    name: str
-    fingerprint: str
-    dimensions: int
-
-    def embed(self, pictures: Sequence[Image.Image]) -> np.ndarray:
-        """Vectors of decoded pictures of any sizes, ``[N, dimensions]`` float32, each of length 1."""
-        ...
 
 
 _ONNX = re.compile(r"(.+\.onnx)(?::(.*))?", re.IGNORECASE | re.DOTALL)
@@ -176,28 +157,6 @@ channels reach the network (here: the order in which it was trained, RGB, each c
 
 
 # --- encoders -----------------------------------------------------------------------------------------------------
-
-
-class StyleEncoder:
-    """The style embedding: pictures that AdaIN would paint alike lie close together.
-
-    Args:
-        space: gives the fingerprint; all style embeddings come from one VGG-19.
-        encoder: makes the VGG-19 at the first picture, so that what only compares embeddings does without.
-    """
-
-    name = STYLE
-
-    def __init__(self, space: StyleSpace, encoder: Callable[[], Encoder]):
-        self.space = space
-        self.fingerprint = space.fingerprint
-        self.dimensions = len(space.basis)
-        self._encoder = encoder
-
-    def embed(self, pictures: Sequence[Image.Image]) -> np.ndarray:
-        """See :meth:`ImageEncoder.embed`. Pictures keep their shape, so they go through the network one by one."""
-        rows = [self.space.embed(self._encoder(), picture) for picture in pictures]
-        return np.stack(rows) if rows else np.empty((0, self.dimensions), np.float32)
 
 
 class _Network:

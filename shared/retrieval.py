@@ -11,9 +11,8 @@ from PIL import Image
 
 from shared.encoders import Encoder
 from shared.galleries import Gallery, Picture, open_gallery
-from shared.gallery_index import GalleryIndex, open_index
-from shared.image_encoders import ImageEncoder, StyleEncoder
-from shared.style_space import StyleSpace
+from shared.gallery_index import GalleryIndex, ImageEncoder, Progress, open_index, space_name
+from shared.style_space import StyleEncoder, StyleSpace
 from shared.text_search import Match, TextIndex
 
 
@@ -22,12 +21,11 @@ class Retrieval:
     """Finds content by words and style by pictures.
 
     Attributes:
-        index: the gallery in the style space, which the clusters of the fast networks lie in.
+        index: the gallery in the style space, which the clusters of the fast networks lie in, and in the finder's.
         space: the style space.
         encoder: makes the VGG-19 encoder at first need: the gallery's own pictures are embedded beforehand, so only
             uploaded ones need it.
         finder: the encoder in whose space style pictures are found.
-        styles: the gallery in that space.
     """
 
     gallery: Gallery
@@ -36,7 +34,6 @@ class Retrieval:
     space: StyleSpace
     encoder: Callable[[], Encoder]
     finder: ImageEncoder
-    styles: GalleryIndex
 
     @classmethod
     def open(
@@ -46,28 +43,29 @@ class Retrieval:
         *,
         finder: ImageEncoder | None = None,
         index: Path | None = None,
+        uri: str | None = None,
         cache: Path | None = None,
-        on_picture: Callable[[int, int], None] | None = None,
+        progress: Progress | None = None,
     ) -> Retrieval:
         """Read a gallery and its index; see :func:`shared.gallery_index.open_index` for where the index comes from.
 
         Args:
-            finder: the encoder in whose space style pictures are found; the style embedding where not given. Another
-                one's index of the gallery comes from the cache, or is built.
-            index: file of the gallery's index in the style space.
+            finder: the encoder in whose space style pictures are found; the style embedding where not given.
+            index: folder of the gallery's index, in the style space and in the finder's.
 
         Raises:
             GalleryError: the gallery or its index cannot be used.
         """
         opened, space = open_gallery(gallery), StyleSpace.load()
-        found = open_index(opened, space, path=index, cache=cache, encoder=encoder, on_picture=on_picture)
-        finder = finder or StyleEncoder(space, encoder)
-        styles = found
-        if finder.fingerprint != space.fingerprint:
-            styles = open_index(
-                opened, _EncoderSpace(finder), cache=cache, encoder=lambda: finder, on_picture=on_picture
-            )
-        return cls(opened, TextIndex(opened), found, space, encoder, finder, styles)
+        style = StyleEncoder(space, encoder)
+        finder = finder or style
+        spaces = {each.fingerprint: each for each in (style, finder)}.values()
+        found = open_index(opened, tuple(spaces), path=index, uri=uri, cache=cache, progress=progress)
+        return cls(opened, TextIndex(opened), found, space, encoder, finder)
+
+    def close(self) -> None:
+        """Let go of the index's files and connections."""
+        self.index.close()
 
     def content(self, title: str, description: str = "", k: int = 5) -> list[Match]:
         """The ``k`` pictures that the words fit best, see :meth:`shared.text_search.TextIndex.search`."""
@@ -80,7 +78,7 @@ class Retrieval:
             NotFound: the gallery has no such picture.
         """
         self.gallery.by_id(picture_id)
-        return self._matches(self.styles.embedding(picture_id), k, exclude=picture_id)
+        return self._matches(self._seen(picture_id), k, exclude=picture_id)
 
     def style_like(self, picture: Image.Image, k: int = 5) -> list[Match]:
         """The ``k`` pictures of the gallery whose style is nearest to any picture's, to the finder's eye."""
@@ -92,7 +90,7 @@ class Retrieval:
 
     def distance(self, first_id: str, second_id: str) -> float:
         """Cosine distance, 0 to 2, between the styles of two pictures of the gallery, to the finder's eye."""
-        return max(0.0, float(1 - self.styles.embedding(first_id) @ self.styles.embedding(second_id)))
+        return max(0.0, float(1 - self._seen(first_id) @ self._seen(second_id)))
 
     def picture(self, picture_id: str) -> Picture:
         """The record of a picture.
@@ -105,19 +103,9 @@ class Retrieval:
     def _matches(self, embedding: np.ndarray, k: int, exclude: str | None = None) -> list[Match]:
         return [
             Match(self.gallery.by_id(id), distance)
-            for id, distance in self.styles.nearest(embedding, k, exclude=exclude)
+            for id, distance in self.index.nearest(embedding, k, exclude=exclude, space=space_name(self.finder))
         ]
 
-
-@dataclass(frozen=True)
-class _EncoderSpace:
-    """An image encoder where a gallery's index expects a style space."""
-
-    finder: ImageEncoder
-
-    @property
-    def fingerprint(self) -> str:
-        return self.finder.fingerprint
-
-    def embed(self, encoder: ImageEncoder, picture: Image.Image) -> np.ndarray:
-        return encoder.embed([picture])[0]
+    def _seen(self, picture_id: str) -> np.ndarray:
+        """A picture of the gallery as the finder sees it."""
+        return self.index.embedding(picture_id, space=space_name(self.finder))

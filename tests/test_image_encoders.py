@@ -330,15 +330,17 @@ def test_style_pictures_are_found_in_the_chosen_space(folder, tmp_path, encoder)
     assert [match.picture.id for match in chosen.style_of("red", 2)] == ["rose", "blue"]
     red = decode(folder / "red.png")
     (nearest, second, _) = chosen.style_like(red, 3)
-    assert (nearest.picture.id, second.picture.id) == ("red", "rose") and nearest.distance < 1e-5
+    assert (nearest.picture.id, second.picture.id) == ("red", "rose") and nearest.distance < 1e-3
     rows = finder.embed([decode(folder / name) for name in ("red.png", "rose.png")])
-    assert second.distance == pytest.approx(1 - float(rows[0] @ rows[1]), abs=1e-5)
-    assert chosen.distance("red", "rose") == pytest.approx(second.distance, abs=1e-5)
+    # An index keeps half floats.
+    assert second.distance == pytest.approx(1 - float(rows[0] @ rows[1]), abs=1e-3)
+    assert chosen.distance("red", "rose") == pytest.approx(second.distance, abs=1e-3)
     assert plain.distance("red", "rose") != pytest.approx(second.distance, abs=1e-3)
     for retrieval in (plain, chosen):
-        assert retrieval.index.style_space == retrieval.space.fingerprint == StyleSpace.load().fingerprint
-        np.testing.assert_allclose(retrieval.embed(red), retrieval.index.embedding("red"), atol=1e-5)
-    assert isinstance(plain.finder, StyleEncoder) and plain.styles is plain.index
+        assert retrieval.space.fingerprint == StyleSpace.load().fingerprint
+        np.testing.assert_allclose(retrieval.embed(red), retrieval.index.embedding("red"), atol=1e-3)
+    assert isinstance(plain.finder, StyleEncoder) and list(plain.index.spaces) == ["style"]
+    assert list(chosen.index.spaces) == ["style", "mean-onnx"]
 
 
 def test_the_finders_index_is_kept(folder, tmp_path, encoder):
@@ -350,7 +352,7 @@ def test_the_finders_index_is_kept(folder, tmp_path, encoder):
             lambda: encoder,
             finder=finder,
             cache=tmp_path / "cache",
-            on_picture=lambda done, total: seen.append(done),
+            progress=lambda stage, done, total: seen.append(stage),
         )
-    assert seen == [1, 2, 3, 1, 2, 3], "both indexes are built once"
+    assert seen and seen.count(seen[-1]) < 4, "the index is built once"
     assert len(read_folder(folder).pictures) == 3

@@ -261,7 +261,7 @@ def retrieval(
         }
         for each, seconds, measured in zip(encoders, embedded.seconds, found, strict=True)
     ]
-    _write(
+    write_json(
         json_path,
         {
             "machine": facts,
@@ -271,14 +271,14 @@ def retrieval(
             "issues": embedded.issues,
         },
     )
-    console.print(_precision_table(rows, ways, k, f"{_title(facts)}; {len(labels.styles)} pictures of {opened.name}"))
+    console.print(_precision_table(rows, ways, k, f"{title(facts)}; {len(labels.styles)} pictures of {opened.name}"))
     console.print(_style_table(rows, ways[-1], k))
 
 
-def _precision_table(rows: list[dict[str, Any]], ways: list[str], k: int, title: str) -> Table:
+def _precision_table(rows: list[dict[str, Any]], ways: list[str], k: int, heading: str) -> Table:
     """Precision of each encoder, and what chance and a perfect ranking would have."""
     table = Table(
-        "encoder", "numbers", "ms/picture", *(f"P@{k}, {way}" for way in ways), "above the first", title=title
+        "encoder", "numbers", "ms/picture", *(f"P@{k}, {way}" for way in ways), "above the first", title=heading
     )
     for row in rows:
         measured = (row["precision"][way] for way in ways)
@@ -301,6 +301,51 @@ def _style_table(rows: list[dict[str, Any]], way: str, k: int) -> Table:
     for style, (_, count) in rows[0]["precision"][way]["by_style"].items():
         table.add_row(style, str(count), *(f"{row['precision'][way]['by_style'][style][0]:.3f}" for row in rows))
     return table
+
+
+@app.command("index")
+@explain_errors
+def index(
+    rows: Annotated[int, typer.Option(help="Vectors in the index.", min=1)] = 80_000,
+    dimensions: Annotated[int, typer.Option(help="Of each vector.", min=1)] = 2048,
+    dtype: Annotated[list[str] | None, typer.Option(help="float16 or float32; both where not given.")] = None,
+    queries: Annotated[list[int] | None, typer.Option(help="Queries searched for at once; repeatable.", min=1)] = None,
+    rounds: Annotated[int, typer.Option(help="Timed searches of each kind; the median counts.", min=1)] = 9,
+    json_path: JsonOption = None,
+) -> None:
+    """How long the exact index searches, and what memory it takes, beside the time to read its matrix once.
+
+    Random vectors in a temporary folder (330 MB as float16 by default), searched in a process of its own.
+    """
+    from training.bench import machine
+    from training.index_bench import search_costs
+
+    facts, batches = machine(_device("cpu")), queries or [1, 32]
+    found = {}
+    for kind in dtype or ["float16", "float32"]:
+        with bar(f"index of {kind}", rows) as update:
+            found[kind] = search_costs(rows, dimensions, dtype=kind, batches=batches, rounds=rounds, on_rows=update)
+    table = Table(
+        "stored as",
+        "matrix",
+        "read once, predicted",
+        *(f"{batch} quer{'y' if batch == 1 else 'ies'}" for batch in batches),
+        "opening",
+        "memory",
+        title=f"{title(facts)}; {rows:,} × {dimensions:,}",
+    )
+    for kind, cost in found.items():
+        table.add_row(
+            kind,
+            f"{cost.matrix_bytes / 1e6:.0f} MB",
+            f"{1e3 * cost.predicted_seconds:.1f} ms ({cost.bandwidth / 1e9:.1f} GB/s)",
+            *(f"{1e3 * cost.seconds[batch]:.1f} ms" for batch in batches),
+            f"{cost.open_seconds:.2f} s",
+            f"{cost.memory_bytes / 1e6:.0f} MB",
+        )
+    console.print(table)
+    plain = {kind: dataclasses.asdict(cost) for kind, cost in found.items()}
+    write_json(json_path, {"machine": facts, "rows": rows, "dimensions": dimensions, "index": plain})
 
 
 def _fetch() -> None:
