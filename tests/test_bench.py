@@ -177,7 +177,7 @@ def test_the_index_table(tmp_path):
     result = CliRunner().invoke(bench_command.app, [*command, "--json", str(out)])
     assert result.exit_code == 0, result.output
     found = json.loads(out.read_text())["index"]["float16"]
-    assert found["matrix_bytes"] == 20_000 * 64 * 2 + 3 * 128 and list(found["seconds"]) == ["2"]
+    assert found["matrix_bytes"] == 20_000 * 64 * 2 + 2 * 128 and list(found["seconds"]) == ["2"]
     assert 0 < found["seconds"]["2"] < 60 and 1e8 < found["bandwidth"] < 1e13
     assert found["memory_bytes"] > 20_000 * 64 * 2, "all of it was read"
     assert "2 queries" in result.output and "float16" in result.output
