@@ -16,7 +16,7 @@ from rich.table import Table
 
 from services.optimize_command import ADAIN, load_decoder, load_encoder
 from shared import weights as weights_library
-from shared.console import bar, console, explain_errors, notices, stages
+from shared.console import console, explain_errors, notices, stages
 from shared.errors import InvalidInput, WeightsUnavailable
 from shared.images import FORMATS
 
@@ -441,7 +441,7 @@ def list_weights(as_json: AsJson = False) -> None:
             "licence": source.licence,
             "path": str(weights_library.locate(source.name) or ""),
         }
-        for source in weights_library.SOURCES.values()
+        for source in weights_library.ALL_SOURCES.values()
     ]
     if as_json:
         console.print_json(json.dumps(rows))
@@ -458,7 +458,7 @@ def verify_weights(
     name: Annotated[str | None, typer.Argument(help="Which network; every one that is here if left out.")] = None,
 ) -> None:
     """Compare the weights in the cache with the hashes that are pinned."""
-    names = [name] if name else [n for n in weights_library.SOURCES if weights_library.locate(n)]
+    names = [name] if name else [n for n in weights_library.ALL_SOURCES if weights_library.locate(n)]
     if not names:
         raise WeightsUnavailable("no weights are here.", hint="Fetch some with `lienzo weights fetch`.")
     for each in names:
@@ -503,23 +503,37 @@ def _prepare() -> ModelLibrary:
     from services.settings import settings
     from shared.devices import pick_device
     from shared.fast_models import ModelLibrary
-    from shared.retrieval import Retrieval
+    from shared.retrieval import SENTENCES, Retrieval, open_sentences
 
     config = settings()
     pick_device(config.device)
     with stages() as progress:
         for network in ("vgg19", "adain-decoder"):
             weights_library.fetch(network, progress=progress)
+        if config.sentences == "auto":
+            try:
+                weights_library.fetch(SENTENCES, progress=progress)
+            except WeightsUnavailable as error:
+                log.debug("%s", error)
+                notices.print(
+                    f"content is found by words alone: '{SENTENCES}' could not be fetched "
+                    f"(`lienzo weights fetch {SENTENCES}` says why; LIENZO_SENTENCES=off does not try)",
+                    style="yellow",
+                    markup=False,
+                    soft_wrap=True,
+                )
     library = ModelLibrary(config.model_folders, device=config.device)
     for refusal in library.refusals:
         notices.print(f"refused: {refusal.reason}", style="yellow", markup=False, soft_wrap=True)
-    with bar("indexing the gallery") as update:
+    with stages() as progress:
         retrieval = Retrieval.open(
             config.gallery,
             lambda: load_encoder(config.device),
             index=config.gallery_index,
             cache=weights_library.cache_dir(),
-            on_picture=lambda done, total: update(done, total),
+            sentences=open_sentences(config.sentences),
+            on_picture=lambda done, total: progress("indexing the gallery", done, total),
+            on_text=lambda done, total: progress("reading its texts", done, total),
         )
     for issue in retrieval.gallery.issues[:10]:
         notices.print(f"gallery: {issue}", style="yellow", markup=False, soft_wrap=True)

@@ -22,7 +22,7 @@ from shared.errors import EngineUnavailable, NotFound
 from shared.galleries import Picture
 from shared.images import DecodeLimits, decode, encode, thumbnail
 from shared.instant_painting import paint_instantly
-from shared.retrieval import Retrieval
+from shared.retrieval import Retrieval, open_sentences
 from shared.text_search import Match
 
 DECODER = "adain-decoder"
@@ -40,7 +40,11 @@ class Retriever:
         self._painting = threading.Lock()
         self._limits = DecodeLimits(max_pixels=config.max_pixels, max_bytes=config.max_body_bytes)
         self._retrieval = Retrieval.open(
-            config.gallery, self._load_encoder, index=config.gallery_index, cache=weights.cache_dir()
+            config.gallery,
+            self._load_encoder,
+            index=config.gallery_index,
+            cache=weights.cache_dir(),
+            sentences=open_sentences(config.sentences),
         )
 
     def __is_ready__(self) -> bool:
@@ -48,10 +52,15 @@ class Retriever:
 
     @bentoml.api
     def about(self) -> dict[str, Any]:
-        """Name and size of the gallery."""
+        """Name and size of the gallery, and how content is searched for."""
         gallery = self._retrieval.gallery
         return {
-            "ok": {"name": gallery.name, "pictures": len(gallery.pictures), "indexed": len(self._retrieval.index.ids)}
+            "ok": {
+                "name": gallery.name,
+                "pictures": len(gallery.pictures),
+                "indexed": len(self._retrieval.index.ids),
+                "search": self._retrieval.text.parts,
+            }
         }
 
     @bentoml.api

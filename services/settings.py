@@ -24,6 +24,10 @@ class Settings(BaseSettings):
     )
     gallery: str = Field(default="met", description="`met` or a folder of pictures")
     gallery_index: Path | None = Field(default=None, description="index of the gallery; found or built where not given")
+    sentences: str = Field(
+        default="auto",
+        description="search by meaning too: `auto` (where `minilm` is here), `off`, or a sentence transformer's folder",
+    )
     device: str = Field(default="auto", description="`auto`, `cpu` or `cuda`")
     size: int = Field(default=512, ge=64, description="longer side of a painting where the request names none, pixels")
     max_size: int = Field(default=2048, ge=64, description="largest longer side of a fast painting, pixels")

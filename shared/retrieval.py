@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,11 +10,20 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from shared import weights
 from shared.encoders import Encoder
+from shared.errors import WeightsUnavailable
 from shared.galleries import Gallery, Picture, open_gallery
 from shared.gallery_index import GalleryIndex, open_index
+from shared.hybrid_search import HybridIndex, JointPictures, SentenceIndex
+from shared.sentence_encoder import SentenceEncoder
 from shared.style_space import StyleSpace
 from shared.text_search import Match, TextIndex
+
+log = logging.getLogger(__name__)
+
+SENTENCES = "minilm"
+"""The sentence transformer that ``auto`` stands for."""
 
 
 @dataclass
@@ -26,7 +36,7 @@ class Retrieval:
     """
 
     gallery: Gallery
-    text: TextIndex
+    text: TextIndex | HybridIndex
     index: GalleryIndex
     space: StyleSpace
     encoder: Callable[[], Encoder]
@@ -39,19 +49,32 @@ class Retrieval:
         *,
         index: Path | None = None,
         cache: Path | None = None,
+        sentences: SentenceEncoder | None = None,
+        joint: JointPictures | None = None,
         on_picture: Callable[[int, int], None] | None = None,
+        on_text: Callable[[int, int], None] | None = None,
     ) -> Retrieval:
         """Read a gallery and its index; see :func:`shared.gallery_index.open_index` for where the index comes from.
+
+        Args:
+            sentences: finds content by meaning too; by words alone where not given.
+            joint: the gallery's pictures in a space that texts lie in too, used beside ``sentences``.
 
         Raises:
             GalleryError: the gallery or its index cannot be used.
         """
         opened, space = open_gallery(gallery), StyleSpace.load()
         found = open_index(opened, space, path=index, cache=cache, encoder=encoder, on_picture=on_picture)
-        return cls(opened, TextIndex(opened), found, space, encoder)
+        text: TextIndex | HybridIndex = TextIndex(opened)
+        if sentences is not None:
+            text = HybridIndex(text, SentenceIndex.open(opened, sentences, cache=cache, on_text=on_text), joint)
+        return cls(opened, text, found, space, encoder)
 
     def content(self, title: str, description: str = "", k: int = 5) -> list[Match]:
-        """The ``k`` pictures that the words fit best, see :meth:`shared.text_search.TextIndex.search`."""
+        """The ``k`` pictures that the words fit best.
+
+        See :meth:`shared.text_search.TextIndex.search` and :meth:`shared.hybrid_search.HybridIndex.search`.
+        """
         return self.text.search(title, description, k)
 
     def style_of(self, picture_id: str, k: int = 5) -> list[Match]:
@@ -88,3 +111,29 @@ class Retrieval:
             Match(self.gallery.by_id(id), distance)
             for id, distance in self.index.nearest(embedding, k, exclude=exclude)
         ]
+
+
+def open_sentences(choice: str) -> SentenceEncoder | None:
+    """The sentence transformer that an operator chose.
+
+    Args:
+        choice: ``auto`` for :data:`SENTENCES` where it is on this machine and whole, ``off``, or a folder.
+
+    Returns:
+        None where content is to be found by words alone.
+
+    Raises:
+        InvalidInput, ModelRefused: the folder holds no sentence transformer.
+    """
+    if choice == "off":
+        return None
+    if choice != "auto":
+        return SentenceEncoder.open(choice)
+    if weights.locate(SENTENCES) is None:
+        log.info("content is found by words alone: '%s' is not here", SENTENCES)
+        return None
+    try:
+        return SentenceEncoder.open(weights.verify(SENTENCES))
+    except WeightsUnavailable as error:
+        log.warning("content is found by words alone: %s", error)
+        return None

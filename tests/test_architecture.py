@@ -25,6 +25,7 @@ COMMAND_LINES = {
     "training/clusters_command.py",
     "training/evaluate_command.py",
     "training/index_command.py",
+    "training/search_command.py",
     "training/styles_command.py",
     "training/train_command.py",
 }

@@ -122,7 +122,7 @@ def test_models_of_a_folder_that_is_none():
 
 def test_weights_are_listed_and_verified(vgg19_weights):
     rows = {row["name"]: row for row in done("weights", "list")}
-    assert set(rows) == set(weights.SOURCES)
+    assert set(rows) == set(weights.ALL_SOURCES)
     assert Path(rows["vgg19"]["path"]) == vgg19_weights
     assert all(row["licence"] and row["description"] for row in rows.values())
     result = lienzo("weights", "list")
