@@ -390,7 +390,7 @@ def locate(
 
 
 def verify(source: str | WeightsSource | FolderSource, *, path: Path | None = None, cache: Path | None = None) -> Path:
-    """The file (or folder) that :func:`locate` finds, after its SHA-256 was compared with the one that is pinned or recorded.
+    """What :func:`locate` finds, after its SHA-256 was compared with the one that is pinned or recorded.
 
     Raises:
         NotFound: no source has that name.
