@@ -107,7 +107,8 @@ class SentenceEncoder:
             on_text: called after each batch with what is done and the total.
         """
         # One by one: the tokenizer's own batches start threads, which a later fork does not survive.
-        tokens = [self._tokenizer.encode(text).ids for text in texts]
+        # Half a surrogate pair, as a file's name may hold, is no text to it.
+        tokens = [self._tokenizer.encode(text.encode(errors="replace").decode()).ids for text in texts]
         embeddings = np.empty((len(texts), self.dimensions), np.float32)
         order = sorted(range(len(texts)), key=lambda i: len(tokens[i]))  # a batch is as long as its longest text
         for start in range(0, len(order), _BATCH):
@@ -119,7 +120,7 @@ class SentenceEncoder:
 
     @torch.inference_mode()
     def _embed(self, tokens: list[list[int]]) -> np.ndarray:
-        longest = max(map(len, tokens))
+        longest = max(1, *map(len, tokens))
         ids = torch.tensor([row + [0] * (longest - len(row)) for row in tokens])
         mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in tokens])
         found = self._network(ids, mask)
@@ -127,7 +128,7 @@ class SentenceEncoder:
             if self._pooling == "cls":
                 found = found[:, 0]
             else:
-                found = (found * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+                found = (found * mask[..., None]).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
         return F.normalize(found.float(), dim=1).numpy()
 
 

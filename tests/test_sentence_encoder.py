@@ -94,7 +94,9 @@ def words(tmp_path) -> Path:
 def test_an_onnx_folder_is_pooled_over_its_tokens_alone(words):
     encoder = SentenceEncoder.open(words, threads=1)
     half = 2**-0.5
-    np.testing.assert_allclose(encoder.encode(["boat", "sea", "boat sea"]), [[1, 0], [0, 1], [half, half]], atol=1e-6)
+    texts = ["boat", "sea", "boat sea", "", "\ud800"]
+    expected = [[1, 0], [0, 1], [half, half], [0, 0], [0, 0]]
+    np.testing.assert_allclose(encoder.encode(texts), expected, atol=1e-6)
 
 
 def test_the_first_token_where_the_folder_says_so(words):
