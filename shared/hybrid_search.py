@@ -28,6 +28,8 @@ WEIGHTS: Mapping[str, float] = {"words": 0.6, "sentences": 0.4, "pictures": 0.3}
 MIN_SIMILARITY = 0.175
 """Below it no picture passes as a match."""
 
+_MOST_WORDS = 128  # of a query's part are read for their meaning; an encoder would cut the sorted words by the alphabet
+
 
 class JointSpace(Protocol):
     """A space that texts and pictures lie in together."""
@@ -103,7 +105,7 @@ class SentenceIndex:
         words that name something count, in alphabetical order: what is put into English word by word has the word
         order of another language, and would otherwise find other pictures than the same query in English.
         """
-        texts = [" ".join(sorted(dict.fromkeys(content_words(part)))) for part in parts]
+        texts = [" ".join(sorted(dict.fromkeys(content_words(part)[:_MOST_WORDS]))) for part in parts]
         query = self.encoder.encode([text for text in texts if text]).sum(axis=0)
         query /= np.linalg.norm(query) or 1
         return (self.sentences @ query + np.maximum.reduceat(self.aspects @ query, self.starts)) / 2
