@@ -454,7 +454,7 @@ def list_weights(as_json: AsJson = False) -> None:
             "licence": source.licence,
             "path": str(weights_library.locate(source.name) or ""),
         }
-        for source in weights_library.SOURCES.values()
+        for source in weights_library.ALL_SOURCES.values()
     ]
     if as_json:
         console.print_json(json.dumps(rows))
@@ -471,7 +471,7 @@ def verify_weights(
     name: Annotated[str | None, typer.Argument(help="Which network; every one that is here if left out.")] = None,
 ) -> None:
     """Compare the weights in the cache with the hashes that are pinned."""
-    names = [name] if name else [n for n in weights_library.SOURCES if weights_library.locate(n)]
+    names = [name] if name else [n for n in weights_library.ALL_SOURCES if weights_library.locate(n)]
     if not names:
         raise WeightsUnavailable("no weights are here.", hint="Fetch some with `lienzo weights fetch`.")
     for each in names:
@@ -521,7 +521,7 @@ def _prepare() -> ModelLibrary:
     from shared.devices import pick_device
     from shared.fast_models import ModelLibrary
     from shared.image_encoders import open_encoder
-    from shared.retrieval import Retrieval
+    from shared.retrieval import SENTENCES, Retrieval, open_sentences
 
     config = settings()
     pick_device(config.device)
@@ -531,6 +531,18 @@ def _prepare() -> ModelLibrary:
         finder = open_encoder(
             config.style_encoder, device=config.device, vgg19=lambda: load_encoder(config.device), progress=progress
         )
+        if config.sentences == "auto":
+            try:
+                weights_library.fetch(SENTENCES, progress=progress)
+            except WeightsUnavailable as error:
+                log.debug("%s", error)
+                notices.print(
+                    f"content is found by words alone: '{SENTENCES}' could not be fetched "
+                    f"(`lienzo weights fetch {SENTENCES}` says why; LIENZO_SENTENCES=off does not try)",
+                    style="yellow",
+                    markup=False,
+                    soft_wrap=True,
+                )
     library = ModelLibrary(config.model_folders, device=config.device)
     for refusal in library.refusals:
         notices.print(f"refused: {refusal.reason}", style="yellow", markup=False, soft_wrap=True)
@@ -542,6 +554,7 @@ def _prepare() -> ModelLibrary:
             index=config.gallery_index,
             uri=config.index_uri,
             cache=weights_library.cache_dir(),
+            sentences=open_sentences(config.sentences),
             progress=progress,
         )
     retrieval.close()  # one process at a time can have a file of Milvus Lite

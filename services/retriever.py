@@ -23,7 +23,7 @@ from shared.galleries import Picture
 from shared.image_encoders import open_encoder
 from shared.images import DecodeLimits, decode, encode, thumbnail
 from shared.instant_painting import paint_instantly
-from shared.retrieval import Retrieval
+from shared.retrieval import Retrieval, open_sentences
 from shared.text_search import Match
 
 DECODER = "adain-decoder"
@@ -47,6 +47,7 @@ class Retriever:
             index=config.gallery_index,
             uri=config.index_uri,
             cache=weights.cache_dir(),
+            sentences=open_sentences(config.sentences),
         )
 
     def __is_ready__(self) -> bool:
@@ -54,9 +55,16 @@ class Retriever:
 
     @bentoml.api
     def about(self) -> dict[str, Any]:
-        """Name and size of the gallery."""
+        """Name and size of the gallery, and how content is searched for."""
         gallery = self._retrieval.gallery
-        return {"ok": {"name": gallery.name, "pictures": len(gallery.pictures), "indexed": len(self._retrieval.index)}}
+        return {
+            "ok": {
+                "name": gallery.name,
+                "pictures": len(gallery.pictures),
+                "indexed": len(self._retrieval.index),
+                "search": self._retrieval.text.parts,
+            }
+        }
 
     @bentoml.api
     @answers

@@ -34,6 +34,10 @@ class Settings(BaseSettings):
         default="style",
         description="what finds style pictures: `style`, `resnet152`, `resnet50`, `NETWORK.onnx`, or several by `+`",
     )
+    sentences: str = Field(
+        default="auto",
+        description="search by meaning too: `auto` (where `minilm` is here), `off`, or a sentence transformer's folder",
+    )
     device: str = Field(default="auto", description="`auto`, `cpu` or `cuda`")
     size: int = Field(default=512, ge=64, description="longer side of a painting where the request names none, pixels")
     max_size: int = Field(default=2048, ge=64, description="largest longer side of a fast painting, pixels")
