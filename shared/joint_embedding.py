@@ -60,7 +60,7 @@ class EncoderName:
 
 @dataclass(frozen=True)
 class WordWeights:
-    """TF-IDF of one field of a text, as scikit-learn computes it: ``tf · idf`` at unit length (Salton and Buckley 1988).
+    """TF-IDF of one field of a text, ``tf · idf`` at length 1 (Salton and Buckley 1988), as in scikit-learn.
 
     Attributes:
         words: the vocabulary in alphabetical order; English stop words are not in it.
@@ -256,7 +256,7 @@ class JointEmbedding:
         return self._sides["image"](np.asarray(features, np.float32))
 
     def save(self, folder: Path) -> None:
-        """Write the embedding into ``folder`` as safetensors and JSON; the JSON, without which nothing is read, last."""
+        """Write the embedding into ``folder`` as safetensors and JSON; the JSON last, since nothing is read without."""
         folder.mkdir(parents=True, exist_ok=True)
         card = self._card() | {"fingerprint": self.fingerprint, "about": self.about}
         write_atomically(folder / WEIGHTS_FILE, save(self._tensors(), {"fingerprint": self.fingerprint}))

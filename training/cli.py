@@ -17,7 +17,7 @@ from rich.table import Table
 from shared.console import bar, console, explain_errors
 from shared.errors import InvalidInput
 from shared.perceptual_loss import LossSettings
-from training import bench_command, clusters_command, evaluate_command
+from training import bench_command, clusters_command, embed_command, evaluate_command
 from training.style_trainer import TrainingSettings
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ app = typer.Typer(
 
 app.add_typer(bench_command.app, name="bench")
 app.command("clusters")(clusters_command.clusters)
+app.command("embed")(embed_command.embed)
 app.command("evaluate")(evaluate_command.evaluate)
 
 _LOSS, _TRAINING = LossSettings(), TrainingSettings()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import logging
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -22,6 +23,8 @@ from shared.joint_embedding import ACTIVATIONS, Projection
 from training.checkpoints import load_checkpoint, save_checkpoint
 from training.retrieval_metrics import Figure, measure_both, score
 from training.style_trainer import TrainingFailed
+
+log = logging.getLogger(__name__)
 
 LOSSES = ("margin", "contrastive")
 SCHEDULES = ("constant", "cosine")
@@ -177,13 +180,6 @@ class Pairs:
     images: Images
     extra: tuple[int, int] = (0, 0)
 
-    def fingerprint(self) -> str:
-        """Hexadecimal digits over texts and pictures: whether a checkpoint belongs to them."""
-        digest = hashlib.sha256(self.images.all().numpy(force=True).tobytes())
-        for part in (self.text.data, self.text.indices, self.text.indptr):
-            digest.update(np.ascontiguousarray(part).tobytes())
-        return digest.hexdigest()
-
 
 @dataclass(frozen=True)
 class Epoch:
@@ -316,7 +312,7 @@ def train_embedding(
         run: folder of the checkpoints.
         tower: the image encoder that ``train.images`` and ``validation.images`` run through, where it is trained too.
         on_step: called with the steps done and the steps in all.
-        on_epoch: called after every epoch, with those of an earlier run first.
+        on_epoch: called after every epoch.
 
     Raises:
         InvalidInput: the checkpoint belongs to other settings or pairs.
@@ -324,13 +320,18 @@ def train_embedding(
     """
     target = pick_device(device)
     torch.manual_seed(settings.seed)
+    if tower is not None:
+        tower.to(target)
     pictures = train.images.all()
-    network = JointNetwork(train.text.shape[1], pictures, settings).to(target)
+    network = JointNetwork(train.text.shape[1], pictures.cpu(), settings).to(target)
     groups = [{"params": list(network.parameters()), "factor": settings.learning_rate}]
     if tower is not None:
         groups.append({"params": list(tower.parameters()), "factor": settings.tower_rate})
     optimizer = torch.optim.AdamW(groups, settings.learning_rate, weight_decay=settings.weight_decay)
-    belongs = {"settings": asdict(settings), "pairs": f"{train.fingerprint()} {validation.fingerprint()}"}
+    belongs = {
+        "settings": asdict(settings),
+        "pairs": f"{_fingerprint(train.text, pictures)} {_fingerprint(validation.text, validation.images.all())}",
+    }
 
     history: list[dict[str, Any]] = []
     best: dict[str, Any] = {"epoch": 0, "score": -math.inf}
@@ -342,9 +343,7 @@ def train_embedding(
         if tower is not None:
             tower.load_state_dict(checkpoint["tower"])
         history, best = checkpoint["history"], checkpoint["best"]
-        for row in history:
-            if on_epoch is not None:
-                on_epoch(_epoch_of(row, settings.epochs, history))
+        log.info("resuming after epoch %d", len(history))
 
     steps = _steps(len(train.images), settings)
     for epoch in range(len(history), settings.epochs):
@@ -359,9 +358,7 @@ def train_embedding(
             optimizer.zero_grad(set_to_none=True)
             loss = _loss(network, train, rows, settings, rng, target)
             if not math.isfinite(loss.item()):
-                raise TrainingFailed(
-                    f"the loss is not a number in epoch {epoch + 1}.", hint="Lower --learning-rate."
-                )
+                raise TrainingFailed(f"the loss is not a number in epoch {epoch + 1}.", hint="Lower --learning-rate.")
             loss.backward()
             optimizer.step()
             losses.append(loss.item())
@@ -440,16 +437,12 @@ def _copied(module: nn.Module | None) -> dict[str, Tensor] | None:
     return None if module is None else {name: tensor.cpu().clone() for name, tensor in module.state_dict().items()}
 
 
-def _epoch_of(row: Mapping[str, Any], epochs: int, history: list[dict[str, Any]]) -> Epoch:
-    """The epoch that a row of the history stands for."""
-
-    def figures(row: Mapping[str, Any]) -> Figures:
-        sides = ("text_to_image", "image_to_text")
-        return {side: {name: Figure(**figure) for name, figure in row[side].items()} for side in sides}
-
-    before = [score(figures(other)) for other in history if other["epoch"] < row["epoch"]]
-    found = figures(row)
-    return Epoch(row["epoch"], epochs, row["loss"], found, score(found) > max(before, default=-math.inf))
+def _fingerprint(text: sparse.csr_array, pictures: Tensor) -> str:
+    """Hexadecimal digits over texts and pictures: whether a checkpoint belongs to them."""
+    digest = hashlib.sha256(pictures.numpy(force=True).tobytes())
+    for part in (text.data, text.indices, text.indptr):
+        digest.update(np.ascontiguousarray(part).tobytes())
+    return digest.hexdigest()
 
 
 def _check_same(made_with: Mapping[str, Any], now: Mapping[str, Any], run: Path) -> None:

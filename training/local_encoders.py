@@ -1,4 +1,4 @@
-"""Encoders from local files for the joint embedding: a network in ONNX for pictures, a sentence transformer for texts."""
+"""Encoders from local files: a network in ONNX for pictures, a sentence transformer for texts."""
 
 from __future__ import annotations
 

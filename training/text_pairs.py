@@ -43,7 +43,9 @@ def split_pairs(gallery: Gallery) -> SplitPairs:
     """
     notes = []
     pictures = [replace(p, description="" if says_nothing(p.description) else p.description) for p in gallery.pictures]
-    if formulas := sum(before.description != p.description for before, p in zip(gallery.pictures, pictures, strict=True)):
+    if formulas := sum(
+        before.description != p.description for before, p in zip(gallery.pictures, pictures, strict=True)
+    ):
         notes.append(f"{formulas:,} descriptions are left out: they name the medium alone.")
     described = [picture for picture in pictures if picture.description]
     if not described:
@@ -54,7 +56,9 @@ def split_pairs(gallery: Gallery) -> SplitPairs:
         )
     if not {"train", "val"} <= {picture.split for picture in described}:
         pictures = [replace(picture, split=_drawn_split(picture.id)) for picture in pictures]
-        notes.append("The gallery has no split of its own: a hash of the ids sends 80, 10 and 10 % to train, val, test.")
+        notes.append(
+            "The gallery has no split of its own: a hash of the ids sends 80, 10 and 10 % to train, val, test."
+        )
     parts = {
         split: tuple(p for p in pictures if p.split == split and (p.description or (split == "train" and p.title)))
         for split in ("train", "val", "test")

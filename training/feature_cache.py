@@ -1,4 +1,4 @@
-"""What an image encoder makes of pictures, whole and in random crops, computed once and kept on disk."""
+"""What encoders make of pictures (whole and in random crops) and of texts, computed once and kept on disk."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Sequence
-from contextlib import closing
 from pathlib import Path
 from typing import Protocol
 
@@ -22,7 +21,7 @@ from shared.images import decode
 log = logging.getLogger(__name__)
 
 SHARD = 64
-"""Pictures after which the cache is written."""
+"""Pictures after which the cache is written, and texts that are encoded together."""
 
 
 class ImageEncoder(Protocol):
@@ -36,8 +35,18 @@ class ImageEncoder(Protocol):
         """``[N, D]`` float32, each of length 1; with ``augment`` of random crops and flips."""
 
 
+class SentenceEncoder(Protocol):
+    """What is needed of a sentence encoder."""
+
+    name: str
+    fingerprint: str
+
+    def encode(self, texts: Sequence[str], /) -> np.ndarray:
+        """``[N, D]`` float32, each of length 1."""
+
+
 class FeatureCache:
-    """Features by picture and view, in safetensors files of :data:`SHARD` pictures or fewer.
+    """Features by picture and view, kept on disk.
 
     A picture is known by its bytes, so it may be renamed or belong to several galleries. View 0 is the picture as the
     encoder looks at it; view v > 0 is a random crop and flip that depends on the picture and v alone, so that all
@@ -48,7 +57,7 @@ class FeatureCache:
     """
 
     def __init__(self, folder: Path, encoder: ImageEncoder):
-        self._folder = folder / encoder.fingerprint
+        self._shards = _Shards(folder / encoder.fingerprint, encoder.dimensions)
         self._encoder = encoder
 
     def features(
@@ -80,7 +89,7 @@ class FeatureCache:
             key, problem = _key(path)
             keys.append(key)
             problems.append(problem)
-        known = self._read(set(keys))
+        known = self._shards.read(set(keys))
         found = np.zeros((len(paths), 1 + max(views, default=0), self._encoder.dimensions), np.float16)
         new: dict[str, np.ndarray] = {}
         try:
@@ -94,11 +103,11 @@ class FeatureCache:
                 if not problems[i]:
                     found[i, : 1 + count] = known[key][: 1 + count]
                 if len(new) >= SHARD:
-                    self._write(new)
+                    self._shards.write(new)
                 if on_picture is not None:
                     on_picture(i + 1, len(paths))
         finally:
-            self._write(new)
+            self._shards.write(new)
         if all(problems):
             raise GalleryError(f"none of the {len(paths)} pictures can be read; the first: {problems[0]}")
         return found, problems
@@ -112,16 +121,61 @@ class FeatureCache:
             rows.append(self._encoder.embed([picture], augment=augment)[0].astype(np.float16))
         return np.stack(rows)
 
-    def _read(self, wanted: set[str]) -> dict[str, np.ndarray]:
-        """What the cache knows of the wanted pictures; files that cannot be read are passed over."""
+
+class CachedSentences:
+    """A sentence encoder whose vectors are kept on disk.
+
+    Attributes:
+        name, fingerprint, dimensions: of the encoder.
+    """
+
+    def __init__(self, encoder: SentenceEncoder, folder: Path, *, on_text: Callable[[int, int], None] | None = None):
+        self._encoder, self._on_text = encoder, on_text
+        self.name, self.fingerprint = encoder.name, encoder.fingerprint
+        self.dimensions = encoder.encode([""]).shape[1]
+        self._shards = _Shards(folder / encoder.fingerprint, self.dimensions)
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        """``[N, D]`` float32, each of length 1; from the cache as far as they are there."""
+        keys = [hashlib.sha256(text.encode()).hexdigest() for text in texts]
+        known = self._shards.read(set(keys))
+        missing = {key: text for key, text in zip(keys, texts, strict=True) if key not in known}
+        new: dict[str, np.ndarray] = {}
+        try:
+            for start in range(0, len(missing), SHARD):
+                some = dict(list(missing.items())[start : start + SHARD])
+                new |= zip(some, self._encoder.encode(list(some.values()))[:, None].astype(np.float32), strict=True)
+                if self._on_text is not None:
+                    self._on_text(start + len(some), len(missing))
+                known |= new
+                if len(new) >= 16 * SHARD:
+                    self._shards.write(new)
+        finally:
+            self._shards.write(new)
+        return np.concatenate([known[key] for key in keys]) if keys else np.empty((0, self.dimensions), np.float32)
+
+
+class _Shards:
+    """Vectors on disk: safetensors files that hold some rows for each key.
+
+    Args:
+        folder: of one encoder's files.
+        dimensions: of its vectors.
+    """
+
+    def __init__(self, folder: Path, dimensions: int):
+        self._folder, self._dimensions = folder, dimensions
+
+    def read(self, wanted: set[str]) -> dict[str, np.ndarray]:
+        """The rows of the wanted keys, the most that a file has; files that cannot be read are passed over."""
         known: dict[str, np.ndarray] = {}
         for file in sorted(self._folder.glob("*.safetensors")):
             try:
                 with safe_open(file, framework="np") as shard:
-                    counts = json.loads((shard.metadata() or {})["views"])
-                    rows = shard.get_tensor("features")
-                if rows.shape != (sum(counts.values()), self._encoder.dimensions):
-                    raise ValueError(f"features of shape {rows.shape}")
+                    counts = json.loads((shard.metadata() or {})["rows"])
+                    rows = shard.get_tensor("vectors")
+                if rows.shape != (sum(counts.values()), self._dimensions):
+                    raise ValueError(f"vectors of shape {rows.shape}")
             except (OSError, SafetensorError, AttributeError, KeyError, TypeError, ValueError) as error:
                 log.warning("not used of the cache: %s: %s", file, error)
                 continue
@@ -132,14 +186,15 @@ class FeatureCache:
                 start += count
         return known
 
-    def _write(self, new: dict[str, np.ndarray]) -> None:
+    def write(self, new: dict[str, np.ndarray]) -> None:
+        """Write the rows of some keys to a file of their own, and forget them."""
         if not new:
             return
-        views = json.dumps({key: len(rows) for key, rows in new.items()})
+        counts = json.dumps({key: len(rows) for key, rows in new.items()})
         # Named after what is in it, so that two runs at once do not overwrite each other's.
-        name = hashlib.sha256(views.encode()).hexdigest()[:20]
+        name = hashlib.sha256(counts.encode()).hexdigest()[:20]
         self._folder.mkdir(parents=True, exist_ok=True)
-        data = save({"features": np.concatenate(list(new.values()))}, {"views": views})
+        data = save({"vectors": np.concatenate(list(new.values()))}, {"rows": counts})
         write_atomically(self._folder / f"{name}.safetensors", data)
         new.clear()
 
