@@ -128,7 +128,7 @@ class TextFeatures:
         extra = [""] * len(titles) if extra is None else extra
         given = {"title": titles, "description": descriptions, "extra": extra}
         if len({len(texts) for texts in given.values()}) > 1:
-            counts = ", ".join(f"{len(texts)} {name}" for name, texts in given.items())
+            counts = ", ".join(f"{len(texts)} of {name}" for name, texts in given.items())
             raise InvalidInput(f"the texts do not belong together: {counts}.", field="descriptions")
         blocks = [weights(given[name]) for name, weights in self.words.items()]
         if self.sentences is not None:

@@ -53,7 +53,7 @@ def write_semart(folder, *, splits=("train", "val", "test"), describe=True):
         rows = []
         for i in range(count):
             colour, ground = list(COLOURS)[i % 4], list(GROUNDS)[i // 4 % 3]
-            pixels = np.empty((40, 48, 3)) + GROUNDS[ground]
+            pixels = np.zeros((40, 48, 3)) + GROUNDS[ground]
             pixels[12:30, 10:40] = COLOURS[colour]
             noisy = np.clip(pixels + rng.normal(0, 6, pixels.shape), 0, 255).astype(np.uint8)
             Image.fromarray(noisy).save(folder / "Images" / f"{split}{i}.png")

@@ -163,5 +163,5 @@ def test_the_sentence_encoder_must_be_the_one(tmp_path):
 def test_features_of_another_encoder_are_refused():
     with pytest.raises(InvalidInput, match=r"\[2, 9\], expected \[N, 7\]"):
         embedding().image(np.zeros((2, 9)))
-    with pytest.raises(InvalidInput, match="2 description, 1 title"):
+    with pytest.raises(InvalidInput, match="1 of title, 2 of description"):
         embedding().text(["one"], ["two", "three"])
