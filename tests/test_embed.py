@@ -6,6 +6,8 @@ import csv
 import dataclasses
 import json
 import math
+import sys
+import types
 
 import numpy as np
 import onnx
@@ -17,7 +19,7 @@ from PIL import Image
 from scipy import sparse
 from typer.testing import CliRunner
 
-from shared.errors import GalleryError, InvalidInput
+from shared.errors import GalleryError, InvalidInput, LienzoError
 from shared.galleries import open_gallery
 from shared.joint_embedding import JointEmbedding
 from training import embed, feature_cache
@@ -36,7 +38,7 @@ from training.embed import (
 )
 from training.embed_command import comparison_markdown, parse_preset
 from training.feature_cache import CachedSentences, FeatureCache
-from training.local_encoders import OnnxImageEncoder
+from training.local_encoders import OnnxImageEncoder, open_image_encoder, open_sentence_encoder
 from training.onnx_tower import OnnxTower, TunedImages
 from training.text_pairs import says_nothing, split_pairs
 
@@ -269,6 +271,18 @@ def test_the_projections_are_the_networks():
         np.testing.assert_allclose(sides[1](pairs.images.all().numpy()), image, atol=1e-5)
 
 
+def test_an_aligned_network_starts_from_the_common_space():
+    """Texts whose last columns lie in the space of the pictures have the cosines of that space before any step."""
+    rng = np.random.default_rng(0)
+    pictures, sentences = (rng.normal(size=(8, 9)) for _ in range(2))
+    pictures, sentences = (each / np.linalg.norm(each, axis=1, keepdims=True) for each in (pictures, sentences))
+    text = sparse.csr_array(np.hstack([rng.random((8, 5)), 3 * sentences]).astype(np.float32))
+    pairs = Pairs(text, CachedImages(pictures[:, None].astype(np.float32)))
+    network = JointNetwork(14, pairs.images.all(), dataclasses.replace(SMALL, dimensions=12), aligned=True)
+    points = embed_pairs(network, pairs, torch.device("cpu"))
+    np.testing.assert_allclose(points[0] @ points[1].T, sentences @ pictures.T, atol=1e-5)
+
+
 def test_the_extra_text_is_not_validated_on():
     pairs = dataclasses.replace(random_pairs(12, seed=1), extra=(3, 7))
     without = pairs.text.toarray()
@@ -450,6 +464,69 @@ def test_tuned_images_are_the_encoders(gallery, network):
 def test_an_operator_that_cannot_be_trained_is_named(tmp_path):
     with pytest.raises(Exception, match="cannot be trained here: Sigmoid"):
         OnnxTower(write_network(tmp_path / "odd.onnx", operator="Sigmoid"), "features")
+
+
+class FakeClip(torch.nn.Module):
+    """Pictures and texts as the mean colour and as the count of three letters."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(3))
+
+    def encode_image(self, prepared):
+        return self.weight * prepared.mean((2, 3))
+
+    def encode_text(self, tokens):
+        return self.weight * (1 + tokens)
+
+
+@pytest.fixture
+def open_clip(monkeypatch):
+    """The part of open_clip that is used, with a model that needs no download; returns what was asked for."""
+    asked = []
+
+    def create_model_from_pretrained(model, pretrained, *, device, weights_only):
+        asked.append((model, pretrained))
+        if pretrained == "gone":
+            raise RuntimeError("no such weights\nand more")
+        assert weights_only
+        return FakeClip(), lambda picture: torch.from_numpy(np.asarray(picture, np.float32).transpose(2, 0, 1))
+
+    def get_tokenizer(model):
+        return lambda texts: torch.tensor([[text.count(letter) for letter in "rgb"] for text in texts]).float()
+
+    fake = types.ModuleType("open_clip")
+    fake.create_model_from_pretrained, fake.get_tokenizer = create_model_from_pretrained, get_tokenizer
+    monkeypatch.setitem(sys.modules, "open_clip", fake)
+    return asked
+
+
+def test_clip_reads_pictures_and_texts(open_clip):
+    encoder = open_image_encoder("open_clip:ViT-B-32/laion", "features", device="cpu")
+    assert open_clip == [("ViT-B-32", "laion")]
+    red = Image.new("RGB", (16, 9), (200, 0, 0))
+    np.testing.assert_allclose(encoder.embed([red, red]), [[1, 0, 0]] * 2)
+    np.testing.assert_allclose(encoder.encode(["r"]), [np.array([2, 1, 1]) / math.sqrt(6)], rtol=1e-6)
+    assert (encoder.dimensions, encoder.embed([]).shape) == (3, (0, 3))
+    half = Image.fromarray(np.repeat([[[255, 0, 0]] * 8 + [[0, 0, 255]] * 8], 9, 0).astype(np.uint8))
+    views = np.concatenate([encoder.embed([half], augment=np.random.default_rng(seed)) for seed in range(8)])
+    assert len(np.unique(views.round(4), axis=0)) > 1
+    hub = open_sentence_encoder("open_clip:hf-hub:timm/ViT-B-16-SigLIP", device="cpu")
+    assert open_clip[-1] == ("hf-hub:timm/ViT-B-16-SigLIP", None)
+    assert hub.fingerprint != encoder.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("open_clip:ViT-B-32", "names no model"),
+        ("open_clip:ViT-B-32/gone", "cannot load 'ViT-B-32/gone': no such weights"),
+    ],
+)
+def test_a_clip_that_is_not_there(open_clip, spec, message):
+    with pytest.raises(LienzoError, match=message) as refusal:
+        open_image_encoder(spec, "features", device="cpu")
+    assert "and more" not in str(refusal.value)
 
 
 # --- the command ---------------------------------------------------------------------------------------------------

@@ -222,9 +222,11 @@ class JointNetwork(nn.Module):
 
     Args:
         images: ``[N, D]``, the training pictures, for the mean and the scale of each feature.
+        aligned: the last D columns of the texts lie in the space of the pictures; both are then projected alike at
+            first, and words count nothing, so that training starts from the cosines of that space.
     """
 
-    def __init__(self, text_dimensions: int, images: Tensor, settings: EmbedSettings):
+    def __init__(self, text_dimensions: int, images: Tensor, settings: EmbedSettings, *, aligned: bool = False):
         super().__init__()
         self.text = nn.Linear(text_dimensions, settings.dimensions)
         self.image = nn.Linear(images.shape[1], settings.dimensions)
@@ -236,6 +238,8 @@ class JointNetwork(nn.Module):
             mean, scale = torch.zeros(images.shape[1]), torch.full((images.shape[1],), math.sqrt(images.shape[1]))
         self.register_buffer("mean", mean)
         self.register_buffer("scale", scale)
+        if aligned:
+            self._align()
 
     def forward(self, text: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
         """``[N, F]`` and ``[N, D]`` → twice ``[N, K]`` of length 1."""
@@ -249,6 +253,15 @@ class JointNetwork(nn.Module):
             Projection(w.numpy(force=True).copy(), b.numpy(force=True).copy(), self.activation)
             for w, b in ((self.text.weight, self.text.bias), (weight, bias))
         )
+
+    @torch.no_grad()
+    def _align(self) -> None:
+        common = nn.init.orthogonal_(torch.empty_like(self.image.weight))
+        self.image.weight.copy_(common)
+        self.text.weight.zero_()
+        self.text.weight[:, -common.shape[1] :] = common
+        for layer in (self.text, self.image):
+            layer.bias.zero_()
 
     def _project(self, layer: nn.Linear, x: Tensor) -> Tensor:
         y = layer(F.dropout(x, self.dropout, self.training))
@@ -298,6 +311,7 @@ def train_embedding(
     run: Path,
     *,
     tower: nn.Module | None = None,
+    aligned: bool = False,
     device: str = "auto",
     on_step: Callable[[int, int], None] | None = None,
     on_epoch: Callable[[Epoch], None] | None = None,
@@ -310,6 +324,7 @@ def train_embedding(
     Args:
         run: folder of the checkpoints.
         tower: the image encoder that ``train.images`` and ``validation.images`` run through, where it is trained too.
+        aligned: whether texts and pictures come from one space, see :class:`JointNetwork`.
         on_step: called with the steps done and the steps in all.
         on_epoch: called after every epoch.
 
@@ -322,7 +337,7 @@ def train_embedding(
     if tower is not None:
         tower.to(target)
     pictures = train.images.all()
-    network = JointNetwork(train.text.shape[1], pictures.cpu(), settings).to(target)
+    network = JointNetwork(train.text.shape[1], pictures.cpu(), settings, aligned=aligned).to(target)
     groups = [{"params": list(network.parameters()), "factor": settings.learning_rate}]
     if tower is not None:
         groups.append({"params": list(tower.parameters()), "factor": settings.tower_rate})

@@ -42,10 +42,11 @@ def embed(
     ] = None,
     seeds: Annotated[int, typer.Option(help="Trainings of each preset that is compared.", min=1)] = 3,
     image_encoder: Annotated[
-        str, typer.Option(help="resnet50, or a network of one's own as PATH.onnx or PATH.onnx:OUTPUT.")
+        str, typer.Option(help="resnet50, a network as PATH.onnx or PATH.onnx:OUTPUT, or open_clip:MODEL/PRETRAINED.")
     ] = "resnet50",
     sentence_encoder: Annotated[
-        Path | None, typer.Option(help="Folder of a sentence transformer, for the preset best.")
+        str | None,
+        typer.Option(help="Folder of a sentence transformer, or open_clip:MODEL/PRETRAINED; for the preset best."),
     ] = None,
     finetune: Annotated[
         bool, typer.Option("--finetune", help="Train the image encoder too; minutes an epoch even for small galleries.")
@@ -72,7 +73,8 @@ def embed(
     # Here, so that --help does not wait for PyTorch and matplotlib.
     from shared.galleries import open_gallery
     from shared.weights import cache_dir
-    from training.embed_run import Workbench, run_embedding
+    from training.embed_run import Workbench, fit_texts, run_embedding
+    from training.text_pairs import LEAST_PAIRS
 
     given = [*(settings or ()), *([] if epochs is None else [f"epochs={epochs}"]), *["finetune=true"] * finetune]
     runs = [(spec, *parse_preset(spec, given)) for spec in compare or [preset]]
@@ -90,9 +92,12 @@ def embed(
             device=device,
             progress=progress,
         )
+        if compare and len(bench.split.test) < LEAST_PAIRS:
+            raise InvalidInput("the gallery has no test pairs to compare on.", field="gallery")
+        for _, _, chosen in runs:
+            fit_texts(bench.split.train, chosen, bench.sentences)  # fails at once, where it must fail
         for _, _, chosen in runs:
             bench.readable(chosen)
-            bench.encoder(chosen.image_output)
     for note in bench.split.notes:
         notices.print(note, style="yellow", soft_wrap=True)
     if any(chosen.sentences for _, _, chosen in runs) and bench.sentences is None:
@@ -159,18 +164,12 @@ COLUMNS = ("R@1", "R@5", "R@10", "MR")
 
 
 def comparison(reports: Mapping[str, Sequence[EmbedReport]]) -> list[dict[str, Any]]:
-    """For each preset and direction the mean and the standard deviation of its figures over the seeds.
-
-    Raises:
-        InvalidInput: the gallery has no test pairs.
-    """
+    """For each preset and direction the mean and the standard deviation of its test figures over the seeds."""
     from training.retrieval_metrics import mean_over_runs
 
     rows = []
     for direction in ("text_to_image", "image_to_text"):
         for spec, found in reports.items():
-            if any(report.test is None for report in found):
-                raise InvalidInput("the gallery has no test pairs to compare on.", field="gallery")
             rows.append({"preset": spec, "direction": direction} | mean_over_runs([r.test[direction] for r in found]))
     return rows
 

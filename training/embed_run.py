@@ -18,8 +18,8 @@ from shared.galleries import Gallery, Picture
 from shared.joint_embedding import EncoderName, JointEmbedding, TextFeatures, WordWeights
 from training.embed import CachedImages, EmbedSettings, Epoch, Figures, Images, Pairs, train_embedding
 from training.embed_record import EmbedRecord
-from training.feature_cache import CachedSentences, FeatureCache
-from training.local_encoders import OnnxImageEncoder, SentenceTransformerEncoder, open_image_encoder
+from training.feature_cache import CachedSentences, FeatureCache, ImageEncoder
+from training.local_encoders import OnnxImageEncoder, open_image_encoder, open_sentence_encoder
 from training.onnx_tower import OnnxTower, TunedImages
 from training.retrieval_metrics import measure_both
 from training.text_pairs import SplitPairs, extra_text, split_pairs
@@ -69,7 +69,7 @@ class Workbench:
 
     Args:
         image_encoder: as ``--image-encoder`` names it.
-        sentence_encoder: folder of a sentence transformer; None: words alone are read.
+        sentence_encoder: as ``--sentence-encoder`` names it; None: words alone are read.
         cache: folder that features are kept in.
 
     Raises:
@@ -80,7 +80,7 @@ class Workbench:
         self,
         gallery: Gallery,
         image_encoder: str,
-        sentence_encoder: Path | None,
+        sentence_encoder: str | None,
         *,
         cache: Path,
         device: str = "auto",
@@ -93,14 +93,14 @@ class Workbench:
         self.sentences: CachedSentences | None = None
         if sentence_encoder is not None:
             self.sentences = CachedSentences(
-                SentenceTransformerEncoder(sentence_encoder),
+                open_sentence_encoder(sentence_encoder, device=device),
                 cache,
                 on_text=lambda done, total: progress("reading texts", done, total),
             )
-        self._encoders: dict[str, OnnxImageEncoder] = {}
+        self._encoders: dict[str, ImageEncoder] = {}
         self._features: dict[tuple[str, int], tuple[np.ndarray, list[str]]] = {}
 
-    def encoder(self, output: str) -> OnnxImageEncoder:
+    def encoder(self, output: str) -> ImageEncoder:
         """The image encoder, with ``output`` where its name leaves that open."""
         if output not in self._encoders:
             self._encoders[output] = open_image_encoder(self._image_encoder, output, device=self.device)
@@ -164,6 +164,10 @@ def run_embedding(
     text_features = fit_texts(split.train, settings, bench.sentences)
     encoder, tower = bench.encoder(settings.image_output), None
     if settings.finetune:
+        if not isinstance(encoder, OnnxImageEncoder):
+            raise InvalidInput(
+                f"{encoder.name} cannot be trained along.", hint="Name a network as PATH.onnx.", field="finetune"
+            )
         tower = OnnxTower(encoder.path, encoder.output)
     texts = {name: _texts(text_features, getattr(split, name)) for name in ("train", "validation", "test")}
     start = sum(len(text_features.words[name].words) for name in text_features.words if name != "extra")
@@ -188,6 +192,8 @@ def run_embedding(
             settings,
             run,
             tower=tower,
+            # Both sides of one CLIP: its own space is where to start from.
+            aligned=settings.sentences and bench.sentences.fingerprint == encoder.fingerprint,
             device=bench.device,
             on_step=on_step,
             on_epoch=note,

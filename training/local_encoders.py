@@ -16,6 +16,7 @@ from shared.images import to_array
 from shared.onnx_runtime import open_session
 from shared.torchvision_compat import import_torchvision
 from shared.weights import cache_dir
+from training.open_clip_encoder import PREFIX, OpenClipEncoder
 
 FRAME, CROP = 256, 224
 """The picture's shorter side is made FRAME pixels, and a square of CROP pixels is looked at."""
@@ -87,22 +88,25 @@ class OnnxImageEncoder:
         return self._session.run([self.output], {self._session.get_inputs()[0].name: prepared})[0]
 
 
-def open_image_encoder(spec: str, output: str, *, device: str = "auto") -> OnnxImageEncoder:
-    """The encoder that ``spec`` names: ``resnet50``, or ``PATH.onnx`` with ``:OUTPUT`` where it has several.
+def open_image_encoder(spec: str, output: str, *, device: str = "auto") -> OnnxImageEncoder | OpenClipEncoder:
+    """The encoder that ``spec`` names: ``resnet50``, ``PATH.onnx`` or ``open_clip:MODEL/PRETRAINED``.
 
     Args:
-        output: to take where the spec names none.
+        output: to take where a network has several and the spec does not end in ``:OUTPUT``.
 
     Raises:
         NotFound: the file is not there.
         ModelRefused: it is no feature extractor.
+        WeightsUnavailable: the weights of a CLIP cannot be had.
         InvalidInput: nothing is called that.
     """
+    if spec.startswith(PREFIX):
+        return OpenClipEncoder(spec, device=device)
     named = re.fullmatch(r"(.+\.onnx|resnet50)(?::(\w+))?", spec, re.IGNORECASE)
     if named is None:
         raise InvalidInput(
             f"there is no image encoder '{spec[:200]}'.",
-            hint="Name resnet50, or a network as PATH.onnx or PATH.onnx:OUTPUT.",
+            hint=f"Name resnet50, a network as PATH.onnx or PATH.onnx:OUTPUT, or {PREFIX}MODEL/PRETRAINED.",
             field="image_encoder",
         )
     path = cache_dir() / "resnet50.onnx" if named[1].lower() == "resnet50" else Path(named[1])
@@ -134,3 +138,15 @@ class SentenceTransformerEncoder:
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         """``[N, D]`` float32, each of length 1."""
         return self._model.encode(list(texts), normalize_embeddings=True, show_progress_bar=False)
+
+
+def open_sentence_encoder(spec: str, *, device: str = "auto") -> SentenceTransformerEncoder | OpenClipEncoder:
+    """The encoder that ``spec`` names: a sentence transformer's folder, or ``open_clip:MODEL/PRETRAINED``.
+
+    Raises:
+        NotFound: there is no such folder.
+        WeightsUnavailable: the weights of a CLIP cannot be had.
+    """
+    if spec.startswith(PREFIX):
+        return OpenClipEncoder(spec, device=device)
+    return SentenceTransformerEncoder(Path(spec))
