@@ -471,7 +471,7 @@ class FakeClip(torch.nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.weight = torch.nn.Parameter(torch.ones(3))
+        self.weight, self.logit_scale = torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.tensor(1.0))
 
     def encode_image(self, prepared):
         return self.weight * prepared.mean((2, 3))
@@ -514,6 +514,12 @@ def test_clip_reads_pictures_and_texts(open_clip):
     hub = open_sentence_encoder("open_clip:hf-hub:timm/ViT-B-16-SigLIP", device="cpu")
     assert open_clip[-1] == ("hf-hub:timm/ViT-B-16-SigLIP", None)
     assert hub.fingerprint != encoder.fingerprint
+
+
+def test_without_open_clip_a_line_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "open_clip", None)
+    with pytest.raises(LienzoError, match=r"not installed \(open_clip\)\. Install it: pip install -e '\.\[clip\]'"):
+        open_image_encoder("open_clip:ViT-B-32/laion", "features")
 
 
 @pytest.mark.parametrize(

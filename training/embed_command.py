@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from shared.console import bar, console, explain_errors, notices, stages
 from shared.errors import InvalidInput
@@ -230,7 +230,12 @@ def _print_figures(report: EmbedReport) -> None:
 
     kept = report.history[report.best_epoch - 1]
     validation = {side: {name: Figure(**each) for name, each in kept[side].items()} for side in DIRECTIONS}
-    table = Table("pairs", "", *COLUMNS, title=f"epoch {report.best_epoch}, with 95 % intervals")
+    table = Table(
+        "pairs",
+        "",
+        *(Column(no_wrap=True, header=name) for name in COLUMNS),
+        title=f"epoch {report.best_epoch}, with 95 % intervals",
+    )
     parts = (
         (f"{report.pairs['validation']:,} validation", validation),
         (f"{report.pairs['test']:,} test", report.test),
@@ -251,13 +256,16 @@ def _interval(figure: Figure) -> str:
 def _comparison_row(row: Mapping[str, Any]) -> list[str]:
     from training.embed_record import DIRECTIONS
 
-    cells = [f"{mean:.3g} ± {deviation:.2g}" for mean, deviation in (row[name] for name in COLUMNS)]
+    cells = [f"{row[name][0]:.3f} ± {row[name][1]:.3f}" for name in COLUMNS[:3]]
+    cells.append("{:.1f} ± {:.1f}".format(*row["MR"]))
     return [DIRECTIONS[row["direction"]], row["preset"], *cells]
 
 
 def _comparison_table(rows: Sequence[Mapping[str, Any]], bench: Workbench, seeds: int) -> Table:
     title = f"{len(bench.split.test):,} test pairs of {bench.gallery.name}: mean ± deviation over {seeds} seeds"
-    table = Table("direction", "preset", *COLUMNS, title=escape(title))
+    # Where the terminal is narrow, names are folded rather than figures.
+    columns = (Column(overflow="fold", header=name) for name in ("direction", "preset"))
+    table = Table(*columns, *(Column(no_wrap=True, header=name) for name in COLUMNS), title=escape(title))
     for row in rows:
         table.add_row(*map(escape, _comparison_row(row)))
     return table

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from shared.errors import InvalidInput, ModelRefused, NotFound
+from shared.errors import EngineUnavailable, InvalidInput, ModelRefused, NotFound
 from shared.files import sha256
 from shared.images import to_array
 from shared.onnx_runtime import open_session
@@ -129,7 +129,14 @@ class SentenceTransformerEncoder:
                 field="sentence_encoder",
             )
         import_torchvision()  # or transformers' own import of it may fail
-        from sentence_transformers import SentenceTransformer
+        try:
+            from sentence_transformers import SentenceTransformer
+        except ModuleNotFoundError as error:
+            raise EngineUnavailable(
+                f"the sentence encoder needs a package that is not installed ({error.name}).",
+                hint="Install it: pip install sentence-transformers",
+                field="sentence_encoder",
+            ) from error
 
         self.name = folder.name
         self._model = SentenceTransformer(str(folder), device="cpu", local_files_only=True)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from shared.devices import pick_device
-from shared.errors import InvalidInput, WeightsUnavailable
+from shared.errors import EngineUnavailable, InvalidInput, WeightsUnavailable
 from shared.torchvision_compat import import_torchvision
 
 PREFIX = "open_clip:"
@@ -31,7 +31,7 @@ class OpenClipEncoder:
         dimensions: of its space.
 
     Raises:
-        ModuleNotFoundError: open_clip is not installed (``pip install open_clip_torch``).
+        EngineUnavailable: open_clip is not installed.
         InvalidInput: the spec names no model.
         WeightsUnavailable: the weights cannot be had.
     """
@@ -49,7 +49,14 @@ class OpenClipEncoder:
                     field="image_encoder",
                 )
         import_torchvision()  # or open_clip's own import of it may fail
-        import open_clip
+        try:
+            import open_clip
+        except ModuleNotFoundError as error:
+            raise EngineUnavailable(
+                f"'{spec}' needs a package that is not installed ({error.name}).",
+                hint="Install it: pip install -e '.[clip]'",
+                field="image_encoder",
+            ) from error
 
         self._device = pick_device(device)
         try:
@@ -67,7 +74,7 @@ class OpenClipEncoder:
         self._model.eval()
         digest = hashlib.sha256(named.encode())
         for key, tensor in sorted(self._model.state_dict().items()):
-            digest.update(key.encode() + tensor.cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            digest.update(key.encode() + tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         self.fingerprint = digest.hexdigest()
         self.dimensions = self.encode([""]).shape[1]
 
