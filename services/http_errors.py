@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sqlite3
 from http import HTTPStatus
 
 from fastapi import FastAPI, Request
@@ -97,6 +98,13 @@ def install(app: FastAPI) -> None:
         )
         response.headers.update(error.headers or {})
         return response
+
+    @app.exception_handler(sqlite3.Error)
+    def storeless(_: Request, error: sqlite3.Error) -> JSONResponse:
+        log.error("the store of the jobs fails", exc_info=error)
+        return error_response(
+            HTTPStatus.SERVICE_UNAVAILABLE, "unreachable", "no job can be kept now.", "Try again in a few seconds."
+        )
 
     @app.exception_handler(Exception)
     def bug(_: Request, error: Exception) -> JSONResponse:

@@ -432,10 +432,11 @@ class JobStore:
         db.execute("BEGIN IMMEDIATE")
         try:
             yield db
+            db.execute("COMMIT")
         except BaseException:
-            db.execute("ROLLBACK")
+            if db.in_transaction:  # SQLite itself rolls back where the disk is full
+                db.execute("ROLLBACK")
             raise
-        db.execute("COMMIT")
 
     def _held(self, db: sqlite3.Connection, claim: Claim) -> bool:
         """Renew a claim that is still one. A lease that ran out without anybody noticing counts as held."""

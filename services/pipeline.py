@@ -191,8 +191,9 @@ def paint(
             hint="Ask for a smaller size, or for a style that a fast network knows.",
             field="size",
         )
+    order = None
     if outcome.engine == "optimize":
-        outcome.order = {
+        order = {
             "content": content,
             "style": style.data,
             "size": brush.size,
@@ -204,6 +205,7 @@ def paint(
             "recipe": outcome.recipe(),
         }
         if defer:
+            outcome.order = order
             return
     with outcome.timed("paint"):
         if outcome.engine == "fast":
@@ -229,7 +231,7 @@ def paint(
                 recipe=outcome.recipe(),
             )
         else:
-            painted = call(services.optimizer.paint, **outcome.order)
+            painted = call(services.optimizer.paint, **order)
             outcome.steps = painted["steps"]
     outcome.data = painted["data"]
     outcome.provider = painted.get("provider") or painted["device"]

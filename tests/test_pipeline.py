@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import socket
+import sqlite3
 import threading
 import time
 from pathlib import Path
@@ -225,6 +226,19 @@ def test_who_finds_a_full_queue_is_told_when_it_has_a_place():
 
     asked = [TestClient(app).get(path) for path in ("/77", "/0")]
     assert [(answer.status_code, answer.headers["retry-after"]) for answer in asked] == [(429, "77"), (429, "30")]
+
+
+def test_a_store_that_fails_is_no_bug_of_the_request(caplog):
+    app = FastAPI()
+    http_errors.install(app)
+
+    @app.get("/")
+    def full() -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    answer = TestClient(app).get("/")
+    assert answer.status_code == 503 and answer.json()["error"]["code"] == "unreachable"
+    assert "disk" not in answer.text and "disk is full" in caplog.text
 
 
 def test_a_job_that_failed_by_itself_is_a_bug():
