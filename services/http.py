@@ -245,6 +245,7 @@ def create_app(services: Callable[[], Services]) -> FastAPI:
             refused=library["refused"],
             gallery=gallery["name"],
             pictures=gallery["pictures"],
+            search=gallery["search"],
         )
 
     @app.get("/", include_in_schema=False)

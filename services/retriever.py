@@ -20,9 +20,10 @@ from shared.devices import pick_device, pick_dtype
 from shared.encoders import Encoder
 from shared.errors import EngineUnavailable, NotFound
 from shared.galleries import Picture
+from shared.image_encoders import open_encoder
 from shared.images import DecodeLimits, decode, encode, thumbnail
 from shared.instant_painting import paint_instantly
-from shared.retrieval import Retrieval
+from shared.retrieval import Retrieval, open_sentences
 from shared.text_search import Match
 
 DECODER = "adain-decoder"
@@ -40,7 +41,13 @@ class Retriever:
         self._painting = threading.Lock()
         self._limits = DecodeLimits(max_pixels=config.max_pixels, max_bytes=config.max_body_bytes)
         self._retrieval = Retrieval.open(
-            config.gallery, self._load_encoder, index=config.gallery_index, cache=weights.cache_dir()
+            config.gallery,
+            self._load_encoder,
+            finder=open_encoder(config.style_encoder, device=config.device, vgg19=self._load_encoder),
+            index=config.gallery_index,
+            uri=config.index_uri,
+            cache=weights.cache_dir(),
+            sentences=open_sentences(config.sentences),
         )
 
     def __is_ready__(self) -> bool:
@@ -48,10 +55,15 @@ class Retriever:
 
     @bentoml.api
     def about(self) -> dict[str, Any]:
-        """Name and size of the gallery."""
+        """Name and size of the gallery, and how content is searched for."""
         gallery = self._retrieval.gallery
         return {
-            "ok": {"name": gallery.name, "pictures": len(gallery.pictures), "indexed": len(self._retrieval.index.ids)}
+            "ok": {
+                "name": gallery.name,
+                "pictures": len(gallery.pictures),
+                "indexed": len(self._retrieval.index),
+                "search": self._retrieval.text.parts,
+            }
         }
 
     @bentoml.api

@@ -167,6 +167,7 @@ class Health(BaseModel):
     refused: list[str] = Field(description="model folders that were refused; the log says why")
     gallery: str
     pictures: int
+    search: list[str] = Field(description="what content is searched by: words, sentences, pictures")
 
 
 class StyleQuery(_Request):

@@ -23,8 +23,11 @@ COMMAND_LINES = {
     "training/bench_command.py",
     "training/cli.py",
     "training/clusters_command.py",
+    "training/embed_command.py",
     "training/evaluate_command.py",
     "training/index_command.py",
+    "training/load_command.py",
+    "training/search_command.py",
     "training/styles_command.py",
     "training/train_command.py",
 }

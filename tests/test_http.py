@@ -411,6 +411,7 @@ def test_styles_are_the_cards_and_a_dropped_in_folder_adds_one(client, twin):
 def test_health_says_what_runs_and_what_was_refused(client, twin):
     health = client.get("/v1/health").json()
     assert health["gallery"] == "met" and health["pictures"] == 174
+    assert health["search"] == ["words", "sentences"]
     assert health["models"] == [card["slug"] for card in client.get("/v1/styles").json()]
     assert health["refused"] == [twin.refused]
     assert health["provider"].endswith("ExecutionProvider")
