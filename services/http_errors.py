@@ -11,6 +11,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from services.messages import Busy, Unreachable
+from services.request_facts import note
 from shared.errors import EngineUnavailable, LienzoError, NotFound, PictureError, WeightsUnavailable
 
 log = logging.getLogger(__name__)
@@ -33,6 +34,7 @@ _RETRY_AFTER = {HTTPStatus.TOO_MANY_REQUESTS: "30", HTTPStatus.SERVICE_UNAVAILAB
 
 def error_response(status: int, code: str, message: str, hint: str = "", field: str | None = None) -> JSONResponse:
     """The one form of a refusal."""
+    note(code=code)
     body = {"error": {"code": code, "message": message, "hint": hint, "field": field}}
     headers = {"Retry-After": _RETRY_AFTER[status]} if status in _RETRY_AFTER else None
     return JSONResponse(body, status_code=status, headers=headers)
@@ -48,7 +50,10 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(LienzoError)
     def refused(_: Request, error: LienzoError) -> JSONResponse:
-        return error_response(status_of(error), error.code, error.message, error.hint, error.field)
+        response = error_response(status_of(error), error.code, error.message, error.hint, error.field)
+        if isinstance(error, Busy) and error.retry_after is not None:
+            response.headers["Retry-After"] = str(error.retry_after)
+        return response
 
     @app.exception_handler(RequestValidationError)
     def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
