@@ -67,6 +67,10 @@ class Running:
             return self._changed.wait_for(lambda: self.count == 0, seconds)
 
 
+running = Running()
+"""Those of the gateway in this process."""
+
+
 class Access:
     """Outermost of the application: ids, the access line, the counts, and the refusals of a server that stops.
 
@@ -75,10 +79,9 @@ class Access:
         routes: the same, to look up what its routes are called.
     """
 
-    def __init__(self, app: ASGIApp, routes: Starlette, running: Running):
+    def __init__(self, app: ASGIApp, routes: Starlette):
         self.app = app
         self.routes = routes
-        self.running = running
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -112,11 +115,11 @@ class Access:
             facts.left = facts.left or not ended
 
         app, watched = self.app, facts.route not in ALWAYS_OPEN
-        if watched and self.running.draining.is_set():
+        if watched and running.draining.is_set():
             app = _stopping()
         departure = _Departure(receive, departed)
         if watched:
-            self.running.enter()
+            running.enter()
         try:
             await app(scope, departure.receive, counted)
         except Exception:
@@ -126,7 +129,7 @@ class Access:
         finally:
             departure.stop()
             if watched:
-                self.running.leave()
+                running.leave()
             self._tell(scope, facts, status or HTTPStatus.INTERNAL_SERVER_ERROR, size, time.perf_counter() - began)
 
     def _tell(self, scope: Scope, facts: Facts, status: int, size: int, seconds: float) -> None:

@@ -14,6 +14,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from services import keys_command
 from services.optimize_command import ADAIN, load_decoder, load_encoder
 from shared import weights as weights_library
 from shared.console import bar, console, explain_errors, notices, stages
@@ -33,6 +34,7 @@ app = typer.Typer(
 )
 weights = typer.Typer(help="The pretrained networks: fetch, list, verify.", no_args_is_help=True)
 app.add_typer(weights, name="weights")
+app.add_typer(keys_command.app, name="keys")
 
 PICTURE_SUFFIXES = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
 

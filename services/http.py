@@ -15,18 +15,25 @@ from fastapi import Depends, FastAPI, File, Form, Query, Request, Response, Uplo
 from fastapi import Path as PathParameter
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.docs import get_swagger_ui_html
-from fastapi.responses import FileResponse, HTMLResponse
+from fastapi.responses import FileResponse, HTMLResponse, PlainTextResponse
 from pydantic import ValidationError
 from starlette.datastructures import UploadFile as Upload
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartParser
+from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Match, Route
 from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp
 
-from services import http_errors, pipeline
+from services import http_errors, metrics, pipeline
+from services.access import Access, running
+from services.authorization import RequireKey, check_reader
+from services.engines import RETRIEVAL, at_work
+from services.keys import KeyRing
 from services.limits import CONTENT_SECURITY_POLICY, BodyLimit, CompressTexts, SecurityHeaders
-from services.messages import call
+from services.messages import Unreachable, call
 from services.pipeline import Brush, Outcome, Services, Style
+from services.request_facts import note
 from services.schemas import (
     ENGINES,
     ContentQuery,
@@ -54,6 +61,20 @@ WEB = Path(__file__).parent / "web"
 # The documentation's scripts come from BentoML's own package: the page asks nobody else for anything.
 SWAGGER = Path(bentoml.__file__).parent / "_internal" / "server" / "static_content"
 MAX_THUMBNAIL = 1024
+_HEADERS = {
+    "Lienzo-Content": "content",
+    "Lienzo-Content-Title": "content_title",
+    "Lienzo-Style": "style",
+    "Lienzo-Style-Title": "style_title",
+    "Lienzo-Engine": "engine",
+    "Lienzo-Provider": "provider",
+    "Lienzo-Model": "model",
+    "Lienzo-Model-Distance": "model_distance",
+    "Lienzo-Content-Distance": "content_distance",
+    "Lienzo-Style-Distance": "style_distance",
+    "Lienzo-Steps": "steps",
+}
+"""The headers of a painting, and the fields of :class:`services.pipeline.Outcome` that they tell."""
 _PICTURES = ("/v1/pictures/", "/v1/text_to_art", "/v1/stylize", "/v1/optimize")
 _METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 
@@ -61,8 +82,10 @@ _REFUSALS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorAnswer, "description": description}
     for status, description in {
         400: "the request cannot be read",
+        401: "an API key is needed",
         404: "no such picture, style or path",
         405: "this path takes another method",
+        408: "the body took too long to arrive",
         409: "the engine cannot run here",
         413: "larger than a limit",
         415: "the upload is no picture",
@@ -97,7 +120,7 @@ def create_app(services: Callable[[], Services]) -> FastAPI:
     config = settings()
     # Uploads stay in memory: nothing of a request reaches the file system.
     MultiPartParser.spool_max_size = config.max_body_bytes + 1
-    app = FastAPI(
+    app = _Application(
         title="Lienzo",
         version=__version__,
         summary="Words in, a painting out.",
@@ -106,8 +129,17 @@ def create_app(services: Callable[[], Services]) -> FastAPI:
         responses=_REFUSALS,
     )
     app.add_middleware(CompressTexts, pictures=_PICTURES)
-    app.add_middleware(BodyLimit, most=config.max_body_bytes)
-    app.add_middleware(SecurityHeaders)
+    app.add_middleware(BodyLimit, most=config.max_body_bytes, seconds=config.body_seconds)
+    if config.keys is not None:
+        app.add_middleware(RequireKey, ring=KeyRing(config.keys, rate=config.key_rate, burst=config.key_burst))
+    if config.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=config.cors_origins,
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["Authorization", "Content-Type", "X-API-Key", "X-Request-ID"],
+            expose_headers=[*_HEADERS, "Retry-After", "Server-Timing", "X-Request-ID"],
+        )
     http_errors.install(app)
     app.state.services = services
 
@@ -158,7 +190,8 @@ def create_app(services: Callable[[], Services]) -> FastAPI:
     @app.post("/v1/retrieve/content", tags=["retrieval"])
     def retrieve_content(query: ContentQuery, gateway: Gateway) -> list[PictureMatch]:
         """Gallery pictures that fit the words, the nearest first."""
-        found = call(gateway.retriever.content, title=query.title, description=query.description, k=query.k)
+        with at_work(RETRIEVAL):
+            found = call(gateway.retriever.content, title=query.title, description=query.description, k=query.k)
         return [_match(row) for row in found]
 
     @app.post(
@@ -182,7 +215,8 @@ def create_app(services: Callable[[], Services]) -> FastAPI:
     ) -> list[PictureMatch]:
         """Gallery pictures whose style is nearest to a gallery picture's (JSON) or an uploaded one's (form)."""
         asked, picture = query
-        found = call(gateway.retriever.style, content_id=asked.content_id, picture=picture, k=asked.k)
+        with at_work(RETRIEVAL):
+            found = call(gateway.retriever.style, content_id=asked.content_id, picture=picture, k=asked.k)
         return [_match(row) for row in found]
 
     @app.get("/v1/styles", tags=["catalogue"])
@@ -220,11 +254,32 @@ def create_app(services: Callable[[], Services]) -> FastAPI:
         return Health(
             version=app.version,
             provider=library["provider"],
+            engines={"fast": library["provider"], "instant": gallery["device"], "optimize": gateway.optimize_device},
             models=[card["slug"] for card in library["cards"]],
             refused=library["refused"],
             gallery=gallery["name"],
             pictures=gallery["pictures"],
         )
+
+    @app.get("/livez", include_in_schema=False)
+    @app.get("/healthz", include_in_schema=False)
+    async def livez() -> Response:
+        """This process answers; nothing more."""
+        return PlainTextResponse("\n")
+
+    @app.get("/readyz", include_in_schema=False)
+    async def readyz(gateway: Gateway) -> Response:
+        """Every service answers and has what it needs."""
+        if running.draining.is_set():
+            raise Unreachable("this server is being stopped.", hint="Ask another.", code="stopping")
+        await gateway.check()
+        return PlainTextResponse("\n")
+
+    @app.get("/metrics", include_in_schema=False)
+    def measured(request: Request) -> Response:
+        """What was counted, for Prometheus."""
+        check_reader(request, config.metrics)
+        return Response(metrics.exposition(), media_type=metrics.CONTENT_TYPE)
 
     @app.get("/", include_in_schema=False)
     def page() -> FileResponse:
@@ -261,6 +316,13 @@ def create_app(services: Callable[[], Services]) -> FastAPI:
         raise HTTPException(404, f"there is no /{path[:80]}")
 
     return app
+
+
+class _Application(FastAPI):
+    """With what has to be around everything, even around the answer to a bug."""
+
+    def build_middleware_stack(self) -> ASGIApp:
+        return Access(SecurityHeaders(super().build_middleware_stack()), self)
 
 
 class _Revalidated(StaticFiles):
@@ -318,20 +380,12 @@ def _read(upload: UploadFile) -> bytes:
 
 
 def _painting(outcome: Outcome) -> Response:
-    facts = {
-        "Content": outcome.content,
-        "Content-Title": outcome.content_title,
-        "Style": outcome.style,
-        "Style-Title": outcome.style_title,
-        "Engine": outcome.engine,
-        "Provider": outcome.provider,
-        "Model": outcome.model,
-        "Model-Distance": outcome.model_distance,
-        "Content-Distance": outcome.content_distance,
-        "Style-Distance": outcome.style_distance,
-        "Steps": outcome.steps,
-    }
-    headers = {f"Lienzo-{name}": _header(value) for name, value in facts.items() if value not in (None, "")}
+    facts = {name: getattr(outcome, field) for name, field in _HEADERS.items()}
+    headers = {name: _header(value) for name, value in facts.items() if value not in (None, "")}
+    note(engine=outcome.engine, model=outcome.model if outcome.engine == "fast" else "")
+    for of in ("content", "style", "model"):
+        if (distance := getattr(outcome, f"{of}_distance")) is not None:
+            metrics.retrieval_distance.labels(of).observe(distance)
     headers["Server-Timing"] = ", ".join(f"{name};dur={1000 * spent:.1f}" for name, spent in outcome.seconds.items())
     return Response(outcome.data, media_type=FORMATS[outcome.format], headers=headers)
 

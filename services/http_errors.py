@@ -10,7 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from services.messages import Busy, Unreachable
+from services.messages import Busy, TimedOut, Unreachable
 from services.request_facts import note
 from shared.errors import EngineUnavailable, LienzoError, NotFound, PictureError, WeightsUnavailable
 
@@ -23,6 +23,7 @@ _STATUS = {
     WeightsUnavailable: HTTPStatus.CONFLICT,
     Busy: HTTPStatus.TOO_MANY_REQUESTS,
     Unreachable: HTTPStatus.SERVICE_UNAVAILABLE,
+    TimedOut: HTTPStatus.SERVICE_UNAVAILABLE,
 }
 _STATUS_BY_CODE = {
     "body_too_large": HTTPStatus.REQUEST_ENTITY_TOO_LARGE,

@@ -91,7 +91,11 @@ def add(path: Path, name: str, *, rate: float | None = None, burst: int | None =
     key = PREFIX + secrets.token_urlsafe(32)
     try:
         made = Key(
-            name=name, sha256=_hash(key), created=datetime.now(UTC).isoformat(timespec="seconds"), rate=rate, burst=burst
+            name=name,
+            sha256=_hash(key),
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            rate=rate,
+            burst=burst,
         )
     except ValidationError as error:
         first = error.errors()[0]

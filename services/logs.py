@@ -32,9 +32,7 @@ def configure(form: Literal["text", "json"], process: str) -> None:
             "version": 1,
             "disable_existing_loggers": False,
             "formatters": {"line": formatter},
-            "handlers": {
-                "out": {"class": "logging.StreamHandler", "formatter": "line", "stream": "ext://sys.stdout"}
-            },
+            "handlers": {"out": {"class": "logging.StreamHandler", "formatter": "line", "stream": "ext://sys.stdout"}},
             "loggers": {name: {"level": "INFO", **inherited} for name in (*_OURS, "bentoml")}
             | {name: {"level": "WARNING", **inherited} for name in ("uvicorn.error", "circus")},
             "root": {"level": "WARNING", "handlers": ["out"]},

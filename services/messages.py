@@ -38,23 +38,43 @@ def about(field: str) -> Iterator[None]:
 
 
 class Busy(LienzoError):
-    """The service has as much to do as it may."""
+    """The service has as much to do as it may.
+
+    Attributes:
+        retry_after: seconds after which there may be room; None where nobody knows.
+    """
 
     code = "busy"
+    retry_after: int | None = None
 
 
 class Unreachable(LienzoError):
-    """The service does not answer: it starts, stops or has failed."""
+    """The service does not answer: it starts, stops, has failed, or lacks what it needs."""
 
     code = "unreachable"
 
 
+class TimedOut(Unreachable):
+    """The service took longer than it may."""
+
+    code = "timed_out"
+
+
+_KINDS = {**vars(errors), "Unreachable": Unreachable}
+"""What a refusal may be when it comes from another service, by name."""
+
+
 def answers(method: Callable[..., Any]) -> Callable[..., Answer]:
-    """Make a service's method answer its :class:`LienzoError` instead of raising it."""
+    """Make a service's method answer its :class:`LienzoError` instead of raising it.
+
+    Of a service that could not begin, see :mod:`services.health`, every method answers why.
+    """
 
     @functools.wraps(method)
     def wrapped(*args: Any, **kwargs: Any) -> Answer:
         try:
+            if args and hasattr(args[0], "revive"):
+                args[0].revive()
             return {"ok": method(*args, **kwargs)}
         except LienzoError as error:
             return {
@@ -76,13 +96,16 @@ def call(method: Callable[..., Answer], **arguments: Any) -> Any:
     Raises:
         LienzoError: of the type that the method raised there.
         Busy: the service is at its limit.
-        Unreachable: the service did not answer.
+        TimedOut: the service took longer than it may.
+        Unreachable: the service did not answer, or lacks what it needs.
     """
     try:
         answer = method(**arguments)
     except BentoMLException as error:
         if error.error_code == 429:
             raise Busy("too many paintings are being optimised.", hint="Try again in a minute.") from error
+        if error.error_code == 504:
+            raise TimedOut("it took too long.", hint="Ask for a smaller size, or try again later.") from error
         log.exception("a service failed")
         raise Unreachable("a part of the service failed.", hint="Try again; the server's log says more.") from error
     except (aiohttp.ClientError, TimeoutError) as error:  # BentoML hands on what its HTTP client raises
@@ -90,5 +113,5 @@ def call(method: Callable[..., Answer], **arguments: Any) -> Any:
         raise Unreachable("a part of the service does not answer.", hint="Try again in a few seconds.") from error
     if "error" in answer:
         fields = dict(answer["error"])
-        raise getattr(errors, fields.pop("type"), LienzoError)(fields.pop("message"), **fields)
+        raise _KINDS.get(fields.pop("type"), LienzoError)(fields.pop("message"), **fields)
     return answer["ok"]

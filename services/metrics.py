@@ -25,9 +25,7 @@ CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
-requests = Counter(
-    "lienzo_requests", "Requests answered.", ["route", "method", "status", "engine", "model"]
-)
+requests = Counter("lienzo_requests", "Requests answered.", ["route", "method", "status", "engine", "model"])
 request_seconds = Histogram(
     "lienzo_request_seconds", "From a request's first byte to its answer's last.", ["route", "engine"], buckets=_SECONDS
 )

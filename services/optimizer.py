@@ -10,7 +10,7 @@ from services.messages import CONNECTION, Answer, about, answers
 from services.settings import settings
 from shared import weights
 from shared.adain import AdaINDecoder
-from shared.devices import keep_freed_memory, pick_device, pick_dtype
+from shared.devices import bound_gpu_memory, keep_freed_memory, pick_device, pick_dtype
 from shared.encoders import Encoder
 from shared.images import DecodeLimits
 from shared.optimized_painting import paint_optimized
@@ -32,6 +32,7 @@ class Optimizer:
         keep_freed_memory()
         self._limits = DecodeLimits(max_pixels=_CONFIG.max_pixels, max_bytes=_CONFIG.max_body_bytes)
         device = pick_device(_CONFIG.device)
+        bound_gpu_memory(device, _CONFIG.gpu_bytes)
         dtype = pick_dtype("auto", device)
         self._encoder = Encoder(weights.load("vgg19"), dtype=dtype, device=device)
         self._decoder = AdaINDecoder(weights.load("adain-decoder"), dtype=dtype, device=device)

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from services.engines import RETRIEVAL, at_work
 from services.messages import call
 from services.schemas import TextToArt
 from services.settings import settings
@@ -97,7 +98,7 @@ class Style:
 def text_to_art(services: Services, request: TextToArt) -> Outcome:
     """Answer a text-to-art request."""
     outcome = Outcome(request.format)
-    with outcome.timed("retrieve"):
+    with at_work(RETRIEVAL), outcome.timed("retrieve"):
         content_id = request.content_id
         if content_id is None:
             (found,) = call(services.retriever.content, title=request.title, description=request.description, k=1)
@@ -153,7 +154,8 @@ def named_style(services: Services, style_id: str) -> Style:
 
 def uploaded_style(services: Services, picture: bytes) -> Style:
     """The style of an uploaded picture."""
-    return Style("upload", data=picture, **call(services.retriever.embed, picture=picture))
+    with at_work(RETRIEVAL):
+        return Style("upload", data=picture, **call(services.retriever.embed, picture=picture))
 
 
 def paint(services: Services, content: bytes, style: Style, brush: Brush, outcome: Outcome) -> None:
@@ -183,7 +185,7 @@ def paint(services: Services, content: bytes, style: Style, brush: Brush, outcom
             hint="Ask for a smaller size, or for a style that a fast network knows.",
             field="size",
         )
-    with outcome.timed("paint"):
+    with at_work(outcome.engine), outcome.timed("paint"):
         if outcome.engine == "fast":
             painted = call(
                 services.stylizer.paint,

@@ -124,6 +124,7 @@ class Health(BaseModel):
 
     version: str
     provider: str = Field(description="execution provider of the fast models")
+    engines: dict[str, str] = Field(description="what runs each engine: an execution provider, or a device")
     models: list[str]
     refused: list[str] = Field(description="model folders that were refused; the log says why")
     gallery: str

@@ -13,7 +13,6 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from shared.errors import InvalidInput
 from shared.fast_models import SHIPPED
 
-
 ORIGIN = re.compile(r"https?://[A-Za-z0-9.\-\[\]:]+")
 
 
@@ -79,7 +78,9 @@ class Settings(BaseSettings):
         default=30, ge=0, description="on SIGTERM, what runs has this long to end; new requests are answered 503"
     )
     gpu_memory: float = Field(
-        default=0, ge=0, description="most GPU memory that each service takes, GB; 0 for no bound"
+        default=0,
+        ge=0,
+        description="most GPU memory that a service's PyTorch takes, and a fast network, GB; 0 for no bound",
     )
 
     @field_validator("models", mode="before")
@@ -117,6 +118,11 @@ class Settings(BaseSettings):
     def optimize_timeout(self) -> float:
         """Seconds that an optimisation may take together with those that it waits for."""
         return 60 + self.optimize_seconds * self.optimize_queue
+
+    @property
+    def gpu_bytes(self) -> int | None:
+        """The bound on GPU memory in bytes; None for none."""
+        return round(self.gpu_memory * 1e9) or None
 
     @property
     def model_folders(self) -> tuple[Path, ...]:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import functools
 import io
 import logging
 import os
+import re
 from pathlib import Path
+from typing import Any
 
 import onnxruntime
 
@@ -17,8 +21,14 @@ log = logging.getLogger(__name__)
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
-def open_session(path: Path, *, device: str = "auto", threads: int | None = None) -> onnxruntime.InferenceSession:
+def open_session(
+    path: Path, *, device: str = "auto", threads: int | None = None, gpu_memory: int | None = None
+) -> onnxruntime.InferenceSession:
     """A session for the network in ``path`` on ``device`` (``auto``, ``cpu`` or ``cuda``).
+
+    Args:
+        threads: of one operator; every processor that there is where not given.
+        gpu_memory: most bytes that the session's arena takes of a GPU; as many as it likes where not given.
 
     Raises:
         EngineUnavailable: ``cuda`` was asked for and ONNX Runtime does not run the session there. ONNX Runtime itself
@@ -34,29 +44,49 @@ def open_session(path: Path, *, device: str = "auto", threads: int | None = None
             f"{wanted} was asked for, but this ONNX Runtime offers only {', '.join(available)}.",
             hint="Install onnxruntime-gpu, or use device 'cpu'.",
         )
-    if wanted == _PROVIDERS["cuda"]:
-        # Finds cuDNN and CUDA among the installed Python packages where the system has none. It prints what it misses.
-        with contextlib.redirect_stdout(io.StringIO()) as said:
-            onnxruntime.preload_dlls()
-        if said.getvalue():
-            log.warning("%s", said.getvalue().strip())
+    missing = missing_cuda_libraries() if wanted == _PROVIDERS["cuda"] else ()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or available_cpus()
     options.log_severity_level = 3
-    providers = [wanted] if wanted == _PROVIDERS["cpu"] else [wanted, _PROVIDERS["cpu"]]
+    providers: list[Any] = [_PROVIDERS["cpu"]]
+    if wanted == _PROVIDERS["cuda"]:
+        # Growing by what is asked for, not by doubling, lets the bound be used to its end.
+        bound = {"gpu_mem_limit": gpu_memory, "arena_extend_strategy": "kSameAsRequested"} if gpu_memory else {}
+        providers.insert(0, (wanted, bound))
     try:
         session = onnxruntime.InferenceSession(path, options, providers=providers)
     except Exception as error:  # ONNX Runtime's own exceptions have no common base but Exception.
         raise ModelRefused(f"ONNX Runtime cannot load '{path}': {error}", hint="Export the model again.") from error
     running = session.get_providers()[0]
     if running != wanted:
+        named = f": {', '.join(missing)} cannot be loaded" if missing else ""
         if device == "cuda":
             raise EngineUnavailable(
-                f"{wanted} was asked for, but ONNX Runtime runs '{path.name}' on {running}.",
-                hint="Its log names the CUDA or cuDNN library that is missing; install it, or use device 'cpu'.",
+                f"{wanted} was asked for, but ONNX Runtime runs '{path.name}' on {running}{named}.",
+                hint="Install what is missing (CUDA, cuDNN, the driver), or use device 'cpu'.",
             )
-        log.warning("%s is offered but does not start; '%s' runs on %s", wanted, path.name, running)
+        log.warning("%s is offered but does not start; '%s' runs on %s%s", wanted, path.name, running, named)
     return session
+
+
+@functools.cache
+def missing_cuda_libraries() -> tuple[str, ...]:
+    """Names of the libraries that ONNX Runtime's CUDA provider needs and this machine does not load.
+
+    Loads those that come as Python packages (CUDA, cuDNN) where the system has none.
+    """
+    # ONNX Runtime prints what it misses of these.
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        onnxruntime.preload_dlls()
+    told = [said.getvalue()]
+    folder = Path(onnxruntime.__file__).parent / "capi"
+    for name in ("libcuda.so.1", folder / "libonnxruntime_providers_cuda.so"):
+        try:
+            ctypes.CDLL(str(name))
+        except OSError as error:  # it names the first library that is not found
+            told.append(str(error))
+    found = re.findall(r"lib[\w+-]+\.so(?:\.\d+)*(?=: cannot open)", "\n".join(told))
+    return tuple(dict.fromkeys(found))
 
 
 def available_cpus() -> int:

@@ -1,0 +1,175 @@
+"""Services that lack something stay up and say what; the gateway asks them all whether they are ready.
+
+A process that ends because its weights or its gallery are missing would be started again at once, and end again. So a
+service whose beginning fails keeps the reason, answers it, and tries again every few seconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import json
+import logging
+import re
+import threading
+import time
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import Any
+from urllib.parse import unquote, urlparse
+
+import aiohttp
+import anyio.to_thread
+import bentoml
+from opentelemetry import baggage
+from starlette.responses import PlainTextResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from services import logs
+from services.access import BAGGAGE, REQUEST_ID
+from services.http_errors import error_response
+from services.messages import Unreachable
+from shared.errors import LienzoError
+
+log = logging.getLogger(__name__)
+
+TRY_AGAIN_SECONDS = 10.0
+PROBE_SECONDS = 5.0
+_FOLDERS = re.compile(r"(?<![\w.])/(?:[^\s/'\"]+/)+")
+
+_reviving = threading.Lock()
+
+
+def survives(begin: Callable[[Any], None]) -> Callable[[Any], None]:
+    """Make a service's ``__init__`` keep a :class:`LienzoError` as ``failure`` instead of raising it."""
+
+    @functools.wraps(begin)
+    def begun(service: Any) -> None:
+        service.failure = None
+        try:
+            begin(service)
+        except LienzoError as error:
+            log.error("%s cannot work: %s", type(service).__name__, error)
+            service.failure, service.failed_at = error, time.monotonic()
+
+    return begun
+
+
+def revive(service: Any) -> None:
+    """Let a service that could not begin try again, where its last try is some seconds ago.
+
+    Raises:
+        Unreachable: it still cannot; the message says why, without the paths of this machine.
+    """
+    if service.failure is None:
+        return
+    with _reviving:
+        if service.failure is not None and time.monotonic() - service.failed_at > TRY_AGAIN_SECONDS:
+            service.__init__()
+            if service.failure is None:
+                log.warning("%s works again", type(service).__name__)
+    if service.failure is not None:
+        raise unready(service.failure)
+
+
+def unready(error: LienzoError) -> Unreachable:
+    """A failure of a service's own, as an answer may tell it."""
+    return Unreachable(without_folders(error.message), hint=without_folders(error.hint), code=error.code)
+
+
+def without_folders(text: str) -> str:
+    """``text`` with every absolute path cut to its last part: an answer may leave the house."""
+    return _FOLDERS.sub("", text)
+
+
+class Inside:
+    """Around a service behind the gateway: answers ``/readyz`` with the reason, and tells of every call in the log."""
+
+    def __init__(self, app: ASGIApp):
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+        elif scope["path"] == "/readyz":
+            await (await _readiness(bentoml.get_current_service()))(scope, receive, send)
+        else:
+            await self._call(scope, receive, send)
+
+    async def _call(self, scope: Scope, receive: Receive, send: Send) -> None:
+        began, status = time.perf_counter(), 0
+
+        async def watched(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        given = str(baggage.get_baggage(BAGGAGE) or "")
+        token = logs.request_id.set(given if REQUEST_ID.fullmatch(given) else "")
+        try:
+            await self.app(scope, receive, watched)
+        finally:
+            milliseconds = round(1000 * (time.perf_counter() - began), 1)
+            log.info("called", extra={"method": scope["path"], "status": status, "milliseconds": milliseconds})
+            logs.request_id.reset(token)
+
+
+async def _readiness(service: Any) -> Response:
+    """200, or 503 with the reason. In a thread of its own: a service that paints is ready all the same."""
+    try:
+        ready = await anyio.to_thread.run_sync(functools.partial(is_ready, service))
+    except LienzoError as error:
+        return error_response(HTTPStatus.SERVICE_UNAVAILABLE, error.code, error.message, error.hint)
+    if not ready:
+        return error_response(HTTPStatus.SERVICE_UNAVAILABLE, "unready", "it is not ready.", "Its log says more.")
+    return PlainTextResponse("\n")
+
+
+def is_ready(service: Any) -> bool:
+    """What a service's ``__is_ready__`` says.
+
+    Raises:
+        Unreachable: the service could not begin, or lacks something.
+    """
+    revive(service)
+    try:
+        return bool(service.__is_ready__()) if hasattr(service, "__is_ready__") else True
+    except Unreachable:
+        raise
+    except LienzoError as error:
+        raise unready(error) from error
+
+
+async def check(parts: dict[str, bentoml.Service[Any]]) -> None:
+    """Ask every service whether it is ready.
+
+    Args:
+        parts: the services, by what they are called here.
+
+    Raises:
+        Unreachable: one is not; the message names it and the reason.
+    """
+    for name, reason in zip(parts, await asyncio.gather(*map(_reason, parts.values())), strict=True):
+        if reason is not None:
+            raise Unreachable(f"the {name} is not ready: {reason.message}", hint=reason.hint, code=reason.code)
+
+
+async def _reason(part: bentoml.Service[Any]) -> LienzoError | None:
+    """Why a service is not ready; None where it is."""
+    address = urlparse(part.url or "")
+    local = address.scheme == "file"  # a socket of this machine
+    connector = aiohttp.UnixConnector(unquote(address.path)) if local else None
+    where = "http://service" if local else part.url
+    try:
+        async with (
+            aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(PROBE_SECONDS)) as session,
+            session.get(f"{where}/readyz") as answer,
+        ):
+            if answer.status == HTTPStatus.OK:
+                return None
+            error = json.loads(await answer.read())["error"]
+            return LienzoError(error["message"], hint=error["hint"], code=error["code"])
+    except (aiohttp.ClientError, TimeoutError, OSError, ValueError, KeyError, TypeError) as error:
+        log.info("no answer from %s: %r", part.name, error)
+        return Unreachable("it does not answer.", hint="It starts, stops or has failed; its log says more.")
