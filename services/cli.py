@@ -502,6 +502,7 @@ def _listenable(host: str, port: int) -> str:
 
 def _prepare() -> ModelLibrary:
     """Fetch and check everything that a service needs, with progress, before any service starts."""
+    from services import keys
     from services.settings import settings
     from shared.devices import pick_device
     from shared.fast_models import ModelLibrary
@@ -509,10 +510,12 @@ def _prepare() -> ModelLibrary:
 
     config = settings()
     pick_device(config.device)
+    if config.keys is not None:
+        keys.read(config.keys)
     with stages() as progress:
         for network in ("vgg19", "adain-decoder"):
             weights_library.fetch(network, progress=progress)
-    library = ModelLibrary(config.model_folders, device=config.device)
+    library = ModelLibrary(config.model_folders, device=config.device, gpu_memory=config.gpu_bytes)
     for refusal in library.refusals:
         notices.print(f"refused: {refusal.reason}", style="yellow", markup=False, soft_wrap=True)
     with bar("indexing the gallery") as update:

@@ -37,39 +37,47 @@ TRY_AGAIN_SECONDS = 10.0
 PROBE_SECONDS = 5.0
 _FOLDERS = re.compile(r"(?<![\w.])/(?:[^\s/'\"]+/)+")
 
-_reviving = threading.Lock()
+_trying = threading.Lock()
 
 
 def survives(begin: Callable[[Any], None]) -> Callable[[Any], None]:
-    """Make a service's ``__init__`` keep a :class:`LienzoError` as ``failure`` instead of raising it."""
+    """Make a service's ``__init__`` keep what it lacks as ``failure`` instead of raising it."""
 
     @functools.wraps(begin)
     def begun(service: Any) -> None:
-        service.failure = None
         try:
             begin(service)
-        except LienzoError as error:
+        except (LienzoError, OSError) as error:
             log.error("%s cannot work: %s", type(service).__name__, error)
-            service.failure, service.failed_at = error, time.monotonic()
+            failure = error if isinstance(error, LienzoError) else LienzoError(f"{error}.")
+            service.failure, service.failed = failure, time.monotonic()
+        else:
+            service.failure = None
 
     return begun
 
 
 def revive(service: Any) -> None:
-    """Let a service that could not begin try again, where its last try is some seconds ago.
+    """Let a service that could not begin try again beside this, where its last try is some seconds ago.
 
     Raises:
-        Unreachable: it still cannot; the message says why, without the paths of this machine.
+        Unreachable: it cannot work yet; the message says why, without the paths of this machine.
     """
-    if service.failure is None:
+    failure = getattr(service, "failure", None)
+    if failure is None:
         return
-    with _reviving:
-        if service.failure is not None and time.monotonic() - service.failed_at > TRY_AGAIN_SECONDS:
-            service.__init__()
-            if service.failure is None:
-                log.warning("%s works again", type(service).__name__)
-    if service.failure is not None:
-        raise unready(service.failure)
+    if time.monotonic() - service.failed > TRY_AGAIN_SECONDS and _trying.acquire(blocking=False):
+        threading.Thread(target=_try_again, args=(service,), name="revive", daemon=True).start()
+    raise unready(failure)
+
+
+def _try_again(service: Any) -> None:
+    try:
+        service.__init__()
+        if service.failure is None:
+            log.warning("%s works again", type(service).__name__)
+    finally:
+        _trying.release()
 
 
 def unready(error: LienzoError) -> Unreachable:

@@ -88,15 +88,9 @@ def add(path: Path, name: str, *, rate: float | None = None, burst: int | None =
         InvalidInput: the name or a rate is not allowed, or the name has a key already.
         KeysUnreadable: what is there is no file of keys.
     """
-    key = PREFIX + secrets.token_urlsafe(32)
+    key, created = PREFIX + secrets.token_urlsafe(32), datetime.now(UTC).isoformat(timespec="seconds")
     try:
-        made = Key(
-            name=name,
-            sha256=_hash(key),
-            created=datetime.now(UTC).isoformat(timespec="seconds"),
-            rate=rate,
-            burst=burst,
-        )
+        made = Key(name=name, sha256=_hash(key), created=created, rate=rate, burst=burst)
     except ValidationError as error:
         first = error.errors()[0]
         field = str(first["loc"][0])

@@ -6,6 +6,7 @@ BentoML's supervisor starts each service in a process of its own and hands SIGTE
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import signal
@@ -57,12 +58,24 @@ def equip(gateway: bentoml.Service[Any], check: Callable[[], None]) -> None:
     for service in gateway.all_services().values():
         service.config["metrics"] = {"enabled": False}
         service.config["logging"] = {"access": {"enabled": False}}
-        service.inner.__init__ = survives(service.inner.__init__)
+        service.inner.__init__ = _logged(service.name, survives(service.inner.__init__))
         service.inner.revive = revive
         inside = service is not gateway
         if inside:
             service.add_asgi_middleware(Inside)
         service.inner.start_watched = bentoml.on_startup(_starter(service.name, gateway.name if inside else None))
+
+
+def _logged(name: str, begin: Callable[[Any], None]) -> Callable[[Any], None]:
+    """``__init__`` with the log configured before it, where a supervisor has started this process."""
+
+    @functools.wraps(begin)
+    def begun(service: Any) -> None:
+        if SUPERVISOR in os.environ:
+            logs.configure(settings().log, name)
+        begin(service)
+
+    return begun
 
 
 def _starter(name: str, gateway: str | None) -> Callable[[Any], None]:
@@ -74,7 +87,6 @@ def _starter(name: str, gateway: str | None) -> Callable[[Any], None]:
 
     def start(service: Any) -> None:
         config = settings()
-        logs.configure(config.log, name)
         family = Family(os.environ.get(SUPERVISOR), gateway)
         seconds = config.shutdown_seconds
 

@@ -46,8 +46,10 @@ app = create_app(_current)
 
 
 class Direct:
-    """Hands every request to the application. BentoML's own routes would answer beside it: its documentation, its
-    schema, a health that knows no reasons, metrics with every path that anybody ever sent."""
+    """Hands every request to the application.
+
+    BentoML's own routes would answer before it: its schema, a health that knows no reasons.
+    """
 
     def __init__(self, app: ASGIApp):
         self.bentoml = app

@@ -177,5 +177,8 @@ def open_index(
         )
     index = GalleryIndex.build(gallery, encoder(), space, on_picture=on_picture)
     if cache is not None:
-        index.save(places[-1])
+        try:
+            index.save(places[-1])
+        except OSError as error:  # the disk is full, or nobody may write there: it works, and is built again next time
+            log.warning("the index could not be kept in '%s': %s", cache, error)
     return index
