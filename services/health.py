@@ -13,7 +13,7 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import unquote, urlparse
@@ -25,7 +25,7 @@ from opentelemetry import baggage
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from services import logs
+from services import logs, metrics
 from services.access import BAGGAGE, REQUEST_ID
 from services.http_errors import error_response
 from services.messages import Unreachable
@@ -91,7 +91,7 @@ def without_folders(text: str) -> str:
 
 
 class Inside:
-    """Around a service behind the gateway: answers ``/readyz`` with the reason, and tells of every call in the log."""
+    """Around a service behind the gateway: its readiness with the reason, its counts, and a line for every call."""
 
     def __init__(self, app: ASGIApp):
         self.app = app
@@ -101,6 +101,8 @@ class Inside:
             await self.app(scope, receive, send)
         elif scope["path"] == "/readyz":
             await (await _readiness(bentoml.get_current_service()))(scope, receive, send)
+        elif scope["path"] == "/metrics":
+            await Response(metrics.exposition(), media_type=metrics.CONTENT_TYPE)(scope, receive, send)
         else:
             await self._call(scope, receive, send)
 
@@ -149,35 +151,48 @@ def is_ready(service: Any) -> bool:
         raise unready(error) from error
 
 
-async def check(parts: dict[str, bentoml.Service[Any]]) -> None:
-    """Ask every service whether it is ready.
+Parts = Mapping[str, "bentoml.Service[Any]"]
+"""The services behind a gateway, by name."""
 
-    Args:
-        parts: the services, by what they are called here.
+
+async def check(parts: Parts) -> None:
+    """Ask every service whether it is ready.
 
     Raises:
         Unreachable: one is not; the message names it and the reason.
     """
-    for name, reason in zip(parts, await asyncio.gather(*map(_reason, parts.values())), strict=True):
-        if reason is not None:
-            raise Unreachable(f"the {name} is not ready: {reason.message}", hint=reason.hint, code=reason.code)
+    for name, answer in (await _ask(parts, "/readyz")).items():
+        if answer is None:
+            raise Unreachable(
+                f"the {name} does not answer.", hint="It starts, stops or has failed; the server's log says more."
+            )
+        status, body = answer
+        if status != HTTPStatus.OK:
+            error = json.loads(body)["error"]
+            raise Unreachable(f"the {name} is not ready: {error['message']}", hint=error["hint"], code=error["code"])
 
 
-async def _reason(part: bentoml.Service[Any]) -> LienzoError | None:
-    """Why a service is not ready; None where it is."""
+async def counts(parts: Parts) -> dict[str, bytes | None]:
+    """What every service has counted, in Prometheus's text format; None of one that does not answer."""
+    answers = await _ask(parts, "/metrics")
+    return {name: None if answer is None else answer[1] for name, answer in answers.items()}
+
+
+async def _ask(parts: Parts, path: str) -> dict[str, tuple[int, bytes] | None]:
+    """Status and body that each service answers to a GET; None of one that does not answer in time."""
+    return dict(zip(parts, await asyncio.gather(*(_get(part, path) for part in parts.values())), strict=True))
+
+
+async def _get(part: bentoml.Service[Any], path: str) -> tuple[int, bytes] | None:
     address = urlparse(part.url or "")
     local = address.scheme == "file"  # a socket of this machine
     connector = aiohttp.UnixConnector(unquote(address.path)) if local else None
-    where = "http://service" if local else part.url
     try:
         async with (
             aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(PROBE_SECONDS)) as session,
-            session.get(f"{where}/readyz") as answer,
+            session.get(f"{'http://service' if local else part.url}{path}") as answer,
         ):
-            if answer.status == HTTPStatus.OK:
-                return None
-            error = json.loads(await answer.read())["error"]
-            return LienzoError(error["message"], hint=error["hint"], code=error["code"])
-    except (aiohttp.ClientError, TimeoutError, OSError, ValueError, KeyError, TypeError) as error:
+            return answer.status, await answer.read()
+    except (aiohttp.ClientError, TimeoutError, OSError) as error:
         log.info("no answer from %s: %r", part.name, error)
-        return Unreachable("it does not answer.", hint="It starts, stops or has failed; its log says more.")
+        return None

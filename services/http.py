@@ -276,10 +276,10 @@ def create_app(services: Callable[[], Services]) -> FastAPI:
         return PlainTextResponse("\n")
 
     @app.get("/metrics", include_in_schema=False)
-    def measured(request: Request) -> Response:
+    async def counts(request: Request, gateway: Gateway) -> Response:
         """What was counted, for Prometheus."""
         check_reader(request, config.metrics)
-        return Response(metrics.exposition(), media_type=metrics.CONTENT_TYPE)
+        return Response(await gateway.counts(), media_type=metrics.CONTENT_TYPE)
 
     @app.get("/", include_in_schema=False)
     def page() -> FileResponse:

@@ -86,7 +86,15 @@ class TextToArt:
         Raises:
             Unreachable: one is not; the message says which, and why.
         """
-        await health.check({name: dependency.on for name, dependency in TextToArt.dependencies.items()})
+        await health.check(_parts())
+
+    async def counts(self) -> bytes:
+        """What this service and those behind it have counted, in Prometheus's text format."""
+        return metrics.joined({TextToArt.name: metrics.exposition(), **await health.counts(_parts())})
+
+
+def _parts() -> health.Parts:
+    return {dependency.on.name: dependency.on for dependency in TextToArt.dependencies.values()}
 
 
 def _check_device() -> None:
