@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 TRY_AGAIN_SECONDS = 10.0
 PROBE_SECONDS = 5.0
-_FOLDERS = re.compile(r"(?<![\w.])/(?:[^\s/'\"]+/)+")
+_FOLDERS = re.compile(r"(?<=')/(?:[^'/]+/)*|(?<![\w.:/'])/(?:[^\s/'\"]+/)+")
 
 _trying = threading.Lock()
 

@@ -21,8 +21,9 @@ from starlette.testclient import TestClient
 
 from services import http_errors, messages, pipeline
 from services.http import _header, _painting
+from services.keys import KeysUnreadable
 from services.limits import SECURITY_HEADERS, BodyLimit, SecurityHeaders
-from services.messages import Busy, Unreachable, answers, call
+from services.messages import Busy, TimedOut, Unreachable, answers, call
 from services.pipeline import Brush, Outcome, Style
 from services.schemas import ContentQuery, StyleQuery, TextToArt
 from services.settings import Settings, settings
@@ -127,6 +128,8 @@ STATUS = {
     optimizer.OptimizationFailed: 422,
     Busy: 429,
     Unreachable: 503,
+    TimedOut: 503,
+    KeysUnreadable: 422,
 }
 
 
