@@ -81,8 +81,8 @@ class Stylizer:
     @bentoml.api
     @answers
     def slugs(self) -> Answer:
-        """The names of all models."""
-        return sorted(self._library.models)
+        """The names of all models that paint, see :attr:`shared.fast_models.ModelLibrary.slugs`."""
+        return self._library.slugs
 
     @bentoml.api
     @answers

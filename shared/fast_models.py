@@ -258,6 +258,11 @@ class ModelLibrary:
         """The folders that do not exist now."""
         return tuple(root for root in self._folders if not root.is_dir())
 
+    @property
+    def slugs(self) -> list[str]:
+        """Of all models that paint: those that are served, and those that were removed a moment ago."""
+        return sorted({**self.models, **self._retired})
+
     def refresh(self) -> Changes:
         """Look at the folders again and take what is new.
 

@@ -633,10 +633,11 @@ def test_models_are_taken_replaced_and_removed_while_serving(tmp_path):
     shutil.rmtree(folder)
     assert not library.refresh(), "it may be in the middle of being replaced"
     assert library.refresh() == Changes(removed=("one",))
-    assert library.models == {}
+    assert library.models == {} and library.slugs == ["one"]
     assert paint(library, "one") == 0.75, "those who chose it a moment ago"
     library._retired = {"one": (library["one"], 0.0)}
     library.refresh()
+    assert library.slugs == []
     with pytest.raises(NotFound):
         library["one"]
 
