@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 from services import metrics
 from services.messages import Busy
+from services.request_facts import note
 from services.settings import settings
 
 RETRIEVAL = "retrieval"
@@ -30,6 +31,8 @@ def at_work(engine: str) -> Iterator[None]:
     Raises:
         Busy: the engine has as many already as it may.
     """
+    if engine != RETRIEVAL:
+        note(engine=engine)  # also of a request that fails
     most = limits().get(engine)
     with _lock:
         if most is not None and _running[engine] >= most:

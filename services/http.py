@@ -104,7 +104,7 @@ _STYLE_QUERY_FORM = {
 }
 
 
-def _services(request: Request) -> Services:
+async def _services(request: Request) -> Services:  # as a plain function it would wait for a thread
     return request.app.state.services()
 
 
@@ -382,7 +382,7 @@ def _read(upload: UploadFile) -> bytes:
 def _painting(outcome: Outcome) -> Response:
     facts = {name: getattr(outcome, field) for name, field in _HEADERS.items()}
     headers = {name: _header(value) for name, value in facts.items() if value not in (None, "")}
-    note(engine=outcome.engine, model=outcome.model if outcome.engine == "fast" else "")
+    note(model=outcome.model if outcome.engine == "fast" else "")
     for of in ("content", "style", "model"):
         if (distance := getattr(outcome, f"{of}_distance")) is not None:
             metrics.retrieval_distance.labels(of).observe(distance)

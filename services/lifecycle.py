@@ -58,11 +58,12 @@ def equip(gateway: bentoml.Service[Any], check: Callable[[], None]) -> None:
     for service in gateway.all_services().values():
         service.config["metrics"] = {"enabled": False}
         service.config["logging"] = {"access": {"enabled": False}}
-        service.inner.__init__ = _logged(service.name, survives(service.inner.__init__))
-        service.inner.revive = revive
         inside = service is not gateway
         if inside:
+            service.inner.__init__ = survives(service.inner.__init__)
+            service.inner.revive = revive
             service.add_asgi_middleware(Inside)
+        service.inner.__init__ = _logged(service.name, service.inner.__init__)
         service.inner.start_watched = bentoml.on_startup(_starter(service.name, gateway.name if inside else None))
 
 

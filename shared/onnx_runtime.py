@@ -44,7 +44,8 @@ def open_session(
             f"{wanted} was asked for, but this ONNX Runtime offers only {', '.join(available)}.",
             hint="Install onnxruntime-gpu, or use device 'cpu'.",
         )
-    missing = missing_cuda_libraries() if wanted == _PROVIDERS["cuda"] else ()
+    if wanted == _PROVIDERS["cuda"]:
+        _preload_cuda()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or available_cpus()
     options.log_severity_level = 3
@@ -59,6 +60,7 @@ def open_session(
         raise ModelRefused(f"ONNX Runtime cannot load '{path}': {error}", hint="Export the model again.") from error
     running = session.get_providers()[0]
     if running != wanted:
+        missing = _missing_cuda_libraries() if wanted == _PROVIDERS["cuda"] else ()
         named = f": {', '.join(missing)} cannot be loaded" if missing else ""
         if device == "cuda":
             raise EngineUnavailable(
@@ -67,26 +69,6 @@ def open_session(
             )
         log.warning("%s is offered but does not start; '%s' runs on %s%s", wanted, path.name, running, named)
     return session
-
-
-@functools.cache
-def missing_cuda_libraries() -> tuple[str, ...]:
-    """Names of the libraries that ONNX Runtime's CUDA provider needs and this machine does not load.
-
-    Loads those that come as Python packages (CUDA, cuDNN) where the system has none.
-    """
-    # ONNX Runtime prints what it misses of these.
-    with contextlib.redirect_stdout(io.StringIO()) as said:
-        onnxruntime.preload_dlls()
-    told = [said.getvalue()]
-    folder = Path(onnxruntime.__file__).parent / "capi"
-    for name in ("libcuda.so.1", folder / "libonnxruntime_providers_cuda.so"):
-        try:
-            ctypes.CDLL(str(name))
-        except OSError as error:  # it names the first library that is not found
-            told.append(str(error))
-    found = re.findall(r"lib[\w+-]+\.so(?:\.\d+)*(?=: cannot open)", "\n".join(told))
-    return tuple(dict.fromkeys(found))
 
 
 def available_cpus() -> int:
@@ -106,3 +88,25 @@ def _gpu_present() -> bool:
     return "CUDAExecutionProvider" in onnxruntime.get_available_providers() and (
         Path("/dev/nvidiactl").exists() or Path("/dev/dxg").exists() or os.name == "nt"
     )
+
+
+@functools.cache
+def _preload_cuda() -> str:
+    """Load CUDA and cuDNN from the installed Python packages where the system has none; what was said of it."""
+    with contextlib.redirect_stdout(io.StringIO()) as said:  # it prints what it misses
+        onnxruntime.preload_dlls()
+    return said.getvalue()
+
+
+def _missing_cuda_libraries() -> tuple[str, ...]:
+    """Names of the libraries that kept ONNX Runtime's CUDA provider from starting.
+
+    Only for after ONNX Runtime has tried: its provider's library must not be loaded by anybody else before.
+    """
+    told = [_preload_cuda()]
+    for library in ("libcuda.so.1", str(Path(onnxruntime.__file__).parent / "capi/libonnxruntime_providers_cuda.so")):
+        try:
+            ctypes.CDLL(library)
+        except OSError as error:  # it names the first library that is not found
+            told.append(str(error))
+    return tuple(dict.fromkeys(re.findall(r"lib[\w+-]+\.so(?:\.\d+)*(?=: cannot open)", "\n".join(told))))
