@@ -4,28 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
-import secrets
 import threading
 import time
 from collections.abc import Callable
 from http import HTTPStatus
 
-from opentelemetry import baggage, context
 from starlette.applications import Starlette
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from services import logs, metrics
+from services import metrics
 from services.http_errors import error_response
 from services.request_facts import Facts, current
+from services.tracing import request_from_outside
 
 log = logging.getLogger(__name__)
 
-REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-BAGGAGE = "lienzo-request"
-"""Name of the request's id in W3C baggage, which BentoML's calls between services carry along."""
 NOWHERE = "/{path:path}"
 """Template of the route that takes what no other does."""
 ALWAYS_OPEN = ("/livez", "/healthz", "/readyz", "/metrics")
@@ -87,15 +82,13 @@ class Access:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        facts = Facts(_request_id(Headers(scope=scope)), template(self.routes, scope))
-        ours = baggage.set_baggage(BAGGAGE, facts.id, context=baggage.clear())
-        tokens = current.set(facts), logs.request_id.set(facts.id), context.attach(ours)
-        try:
-            await self._answer(scope, receive, send, facts)
-        finally:
-            current.reset(tokens[0])
-            logs.request_id.reset(tokens[1])
-            context.detach(tokens[2])
+        with request_from_outside(Headers(scope=scope)) as id:
+            facts = Facts(id, template(self.routes, scope))
+            token = current.set(facts)
+            try:
+                await self._answer(scope, receive, send, facts)
+            finally:
+                current.reset(token)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send, facts: Facts) -> None:
         began = time.perf_counter()
@@ -186,12 +179,6 @@ class _Departure:
     def _heard(self, listening: asyncio.Future[Message]) -> None:
         if not listening.cancelled() and listening.exception() is None:
             self._on_departure()
-
-
-def _request_id(headers: Headers) -> str:
-    """The client's ``X-Request-ID`` where it is well-formed, else a new one."""
-    given = headers.get("x-request-id", "")
-    return given if REQUEST_ID.fullmatch(given) else secrets.token_hex(16)
 
 
 def _stopping() -> ASGIApp:

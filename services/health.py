@@ -21,14 +21,14 @@ from urllib.parse import unquote, urlparse
 import aiohttp
 import anyio.to_thread
 import bentoml
-from opentelemetry import baggage
+from starlette.datastructures import Headers
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from services import logs, metrics
-from services.access import BAGGAGE, REQUEST_ID
+from services import metrics
 from services.http_errors import error_response
 from services.messages import Unreachable
+from services.tracing import request_from_inside
 from shared.errors import LienzoError
 
 log = logging.getLogger(__name__)
@@ -115,14 +115,12 @@ class Inside:
                 status = message["status"]
             await send(message)
 
-        given = str(baggage.get_baggage(BAGGAGE) or "")
-        token = logs.request_id.set(given if REQUEST_ID.fullmatch(given) else "")
-        try:
-            await self.app(scope, receive, watched)
-        finally:
-            milliseconds = round(1000 * (time.perf_counter() - began), 1)
-            log.info("called", extra={"method": scope["path"], "status": status, "milliseconds": milliseconds})
-            logs.request_id.reset(token)
+        with request_from_inside(Headers(scope=scope)):
+            try:
+                await self.app(scope, receive, watched)
+            finally:
+                milliseconds = round(1000 * (time.perf_counter() - began), 1)
+                log.info("called", extra={"method": scope["path"], "status": status, "milliseconds": milliseconds})
 
 
 async def _readiness(service: Any) -> Response:

@@ -19,11 +19,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from models import read_raw_card, write_card, write_negative
+from opentelemetry import context, propagate, trace
 from prometheus_client.parser import text_string_to_metric_families
+from starlette.datastructures import Headers
 from starlette.testclient import TestClient
 from typer.testing import CliRunner
 
-from services import access, engines, health, keys, logs, metrics
+from services import access, engines, health, keys, logs, metrics, tracing
 from services.cli import app as command_line
 from services.http import create_app
 from services.keys import KeyRing, KeysUnreadable, TokenBucket
@@ -358,7 +360,7 @@ def test_a_bugs_answer_has_its_id_its_headers_and_one_line(environment, caplog):
 @pytest.mark.parametrize("given", ["", "a b", "x" * 65, "a\tb", "ä", "a;b", "../x"])
 def test_an_id_that_is_not_well_formed_is_replaced(environment, given):
     answer = client_of().get("/v1/styles", headers={"X-Request-ID": given.encode()})
-    assert access.REQUEST_ID.fullmatch(answer.headers["x-request-id"]) and answer.headers["x-request-id"] != given
+    assert tracing.REQUEST_ID.fullmatch(answer.headers["x-request-id"]) and answer.headers["x-request-id"] != given
 
 
 def test_two_requests_have_two_ids(environment):
@@ -367,8 +369,6 @@ def test_two_requests_have_two_ids(environment):
 
 
 def test_the_id_goes_along_to_other_services_and_a_strangers_baggage_does_not(environment):
-    from opentelemetry import propagate
-
     carried = {}
 
     class Asked(Gateway):
@@ -380,8 +380,29 @@ def test_the_id_goes_along_to_other_services_and_a_strangers_baggage_does_not(en
             propagate.inject(carried)  # what BentoML's client does for each call
             return {"ok": {"cards": [], "provider": "", "refused": []}}
 
-    TestClient(create_app(Asked)).get("/v1/styles", headers={"X-Request-ID": "abc.1", "baggage": "lienzo-request=evil"})
-    assert carried["baggage"] == f"{access.BAGGAGE}=abc.1"
+    client = TestClient(create_app(Asked))
+    client.get("/v1/styles", headers={"X-Request-ID": "abc.1", "baggage": "lienzo-request=evil,more=evil"})
+    assert carried["baggage"] == f"{tracing.BAGGAGE}=abc.1"
+    first = carried["traceparent"]
+    # The event loop may start a request in the context of an earlier one on the same connection.
+    stale = trace.set_span_in_context(trace.NonRecordingSpan(trace.SpanContext(7, 7, is_remote=False)))
+    token = context.attach(stale)
+    try:
+        client.get("/v1/styles", headers={"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"})
+        assert "0af7651916cd43dd8448eb211c80319c" in carried["traceparent"]
+        client.get("/v1/styles")
+    finally:
+        context.detach(token)
+    assert carried["traceparent"] != first and f"{7:032x}" not in carried["traceparent"]
+
+
+@pytest.mark.parametrize(
+    ("carried", "expected"), [("lienzo-request=abc.1", "abc.1"), ("lienzo-request=a%20b", ""), ("", "")]
+)
+def test_a_service_takes_up_the_id_that_was_handed_on(carried, expected):
+    with tracing.request_from_inside(Headers({"baggage": carried})):
+        assert logs.request_id.get() == expected and len(logs.trace_id()) == 32
+    assert logs.request_id.get() == "" and logs.trace_id() == ""
 
 
 def test_a_client_that_leaves_is_noted(environment, caplog):
