@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 NOWHERE = "/{path:path}"
 """Template of the route that takes what no other does."""
-ALWAYS_OPEN = ("/livez", "/healthz", "/readyz", "/metrics")
+PROBES = ("/livez", "/healthz", "/readyz", "/metrics")
 _METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 
 
@@ -107,7 +107,7 @@ class Access:
         def departed() -> None:
             facts.left = facts.left or not ended
 
-        app, watched = self.app, facts.route not in ALWAYS_OPEN
+        app, watched = self.app, facts.route not in PROBES
         if watched and running.draining.is_set():
             app = _stopping()
         departure = _Departure(receive, departed)
@@ -134,7 +134,7 @@ class Access:
             metrics.refusals.labels(facts.code).inc()
         if facts.left:
             metrics.departures.labels(route).inc()
-        if facts.route in ALWAYS_OPEN and status == HTTPStatus.OK:
+        if facts.route in PROBES and status == HTTPStatus.OK:
             return  # probes come every few seconds
         log.info(
             "answered",

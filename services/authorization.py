@@ -12,11 +12,12 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from services.access import PROBES
 from services.http_errors import error_response
 from services.keys import KeyRing
 from services.request_facts import current, note
 
-OPEN = {"/", "/web", "/swagger", "/docs", "/openapi.json", "/livez", "/healthz", "/readyz", "/metrics"}
+OPEN = {"/", "/web", "/swagger", "/docs", "/openapi.json", *PROBES}
 """Routes that need no key. Whatever is added later needs one until it is named here."""
 LONGEST_KEY = 200
 
