@@ -44,6 +44,13 @@ Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Strength = Annotated[float, typer.Option(help="0: the content as it is; 1: the painting.", min=0, max=1)]
 PreserveColor = Annotated[bool, typer.Option("--preserve-color", help="Keep the content's colours.")]
 Engine = Annotated[str, typer.Option(help="auto, fast, instant (one pass in any picture's style) or optimize.")]
+EngineProvider = Annotated[
+    str,
+    typer.Option(
+        help="What runs the fast networks: auto, onnxruntime (on the processor), openvino, cuda or tensorrt.",
+        envvar="LIENZO_ENGINE",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
@@ -74,6 +81,7 @@ def serve(
     models: Models = None,
     gallery: GalleryOption = None,
     device: Device = "auto",
+    engine_provider: EngineProvider = "auto",
 ) -> None:
     """Serve text-to-art over HTTP.
 
@@ -81,7 +89,7 @@ def serve(
     """
     address = f"http://{'localhost' if host in ('127.0.0.1', '0.0.0.0') else host}:{port}"
     interface = _listenable(host, port)
-    _configure(models, gallery, device)
+    _configure(models, gallery, device, engine_provider)
     library = _prepare()
     if not library.models:
         raise InvalidInput(
@@ -120,6 +128,7 @@ def paint(
     models: Models = None,
     gallery: GalleryOption = None,
     device: Device = "auto",
+    engine_provider: EngineProvider = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Paint what the words say, without a server.
@@ -127,7 +136,7 @@ def paint(
     Example: `lienzo paint "A boat trip on a sunny day" -o boat.png`
     """
     format = _format(output)
-    _configure(models, gallery, device)
+    _configure(models, gallery, device, engine_provider)
     _prepare()
     # The service's own classes, in this process: one way to do the main job.
     os.environ["BENTOML_DO_NOT_TRACK"] = "True"
@@ -181,6 +190,7 @@ def stylize(
     steps: Annotated[int, typer.Option(help="Steps of the optimiser, for a style picture.")] = 150,
     models: Models = None,
     device: Device = "auto",
+    engine_provider: EngineProvider = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Paint a picture in a fast style; in the style of a picture where STYLE is one.
@@ -210,7 +220,7 @@ def stylize(
         )
         return
     if path.is_dir():
-        model = FastModel(path, read_card(path), device)
+        model = FastModel(path, read_card(path), device, engine_provider)
     elif not SLUG.fullmatch(style):
         raise InvalidInput(
             f"'{style}' is no file, no folder, and no slug of a style.",
@@ -218,7 +228,7 @@ def stylize(
             field="style",
         )
     else:
-        model = ModelLibrary((SHIPPED, *(models or ())), device=device)[style]
+        model = ModelLibrary((SHIPPED, *(models or ())), device=device, engine=engine_provider)[style]
     _check_engine(engine, "a fast style is painted by", "auto", "fast")
     recipe = {"Software": "Lienzo", "Style": model.card.slug, "Engine": "fast"}
     painting = paint_fast(
@@ -465,7 +475,7 @@ def verify_weights(
         console.print(f"{each}: {weights_library.verify(each)} is whole", soft_wrap=True, highlight=False)
 
 
-def _configure(models: list[Path] | None, gallery: str | None, device: str) -> None:
+def _configure(models: list[Path] | None, gallery: str | None, device: str, engine_provider: str) -> None:
     """Hand the options on as the settings' environment variables: the services may run in other processes."""
     for folder in models or ():
         if not folder.is_dir():
@@ -476,6 +486,7 @@ def _configure(models: list[Path] | None, gallery: str | None, device: str) -> N
         os.environ["LIENZO_GALLERY"] = gallery if gallery == "met" else str(Path(gallery).resolve())
     if device != "auto":
         os.environ["LIENZO_DEVICE"] = device
+    os.environ["LIENZO_ENGINE"] = engine_provider
 
 
 def _listenable(host: str, port: int) -> str:
@@ -510,7 +521,7 @@ def _prepare() -> ModelLibrary:
     with stages() as progress:
         for network in ("vgg19", "adain-decoder"):
             weights_library.fetch(network, progress=progress)
-    library = ModelLibrary(config.model_folders, device=config.device)
+    library = ModelLibrary(config.model_folders, device=config.device, engine=config.engine)
     for refusal in library.refusals:
         notices.print(f"refused: {refusal.reason}", style="yellow", markup=False, soft_wrap=True)
     with bar("indexing the gallery") as update:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from shared.engines import ENGINES
 from shared.errors import InvalidInput
 from shared.fast_models import SHIPPED
 
@@ -25,6 +26,11 @@ class Settings(BaseSettings):
     gallery: str = Field(default="met", description="`met` or a folder of pictures")
     gallery_index: Path | None = Field(default=None, description="index of the gallery; found or built where not given")
     device: str = Field(default="auto", description="`auto`, `cpu` or `cuda`")
+    engine: Literal[ENGINES] = Field(
+        default="auto",
+        description="what runs the fast networks: `auto`, `onnxruntime` (on the processor), `openvino`, `cuda` or "
+        "`tensorrt`",
+    )
     size: int = Field(default=512, ge=64, description="longer side of a painting where the request names none, pixels")
     max_size: int = Field(default=2048, ge=64, description="largest longer side of a fast painting, pixels")
     max_optimize_size: int = Field(

@@ -1,4 +1,4 @@
-"""The Stylizer: fast models through ONNX Runtime. It never imports PyTorch."""
+"""The Stylizer: fast models through OpenVINO or ONNX Runtime. It never imports PyTorch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Stylizer:
     def __init__(self) -> None:
         config = settings()
         self._limits = DecodeLimits(max_pixels=config.max_pixels, max_bytes=config.max_body_bytes)
-        self._library = ModelLibrary(config.model_folders, device=config.device)
+        self._library = ModelLibrary(config.model_folders, device=config.device, engine=config.engine)
         warm = np.zeros((1, 3, 64, 64), np.float32)
         for model in self._library.models.values():
             model.paint(warm)

@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import onnxruntime
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from shared.engines import Engine, open_engine
 from shared.errors import InvalidInput, ModelRefused, NotFound
 from shared.files import sha256
-from shared.onnx_runtime import open_session
 
 log = logging.getLogger(__name__)
 
@@ -145,20 +144,27 @@ def read_card(folder: Path) -> Card:
 
 @dataclass(frozen=True)
 class FastModel:
-    """A fast model on disk; its session opens at first use."""
+    """A fast model on disk; its engine opens at first use.
+
+    Attributes:
+        device, engine: see :func:`shared.engines.open_engine`.
+    """
 
     folder: Path
     card: Card
     device: str = "auto"
+    engine: str = "auto"
 
     @cached_property
-    def session(self) -> onnxruntime.InferenceSession:
-        return open_session(self.folder / MODEL_FILE, device=self.device)
+    def running(self) -> Engine:
+        """The network on the engine that runs it."""
+        path = self.folder / MODEL_FILE
+        return open_engine(path, name=f"'{path}'", engine=self.engine, device=self.device)
 
     @property
     def provider(self) -> str:
-        """The execution provider that really runs the network."""
-        return self.session.get_providers()[0]
+        """What really runs the network."""
+        return self.running.provider
 
     def paint(self, pictures: np.ndarray) -> np.ndarray:
         """Paint ``[N, 3, H, W]`` float32 RGB in [0, 1]; the result has the same shape and range.
@@ -176,7 +182,7 @@ class FastModel:
                 hint="Ask for a larger size, or use a picture that is less elongated.",
                 field="size",
             )
-        (painted,) = self.session.run(None, {self.card.input.name: np.ascontiguousarray(pictures, np.float32)})
+        (painted,) = self.running.run({self.card.input.name: np.ascontiguousarray(pictures, np.float32)})
         return painted
 
 
@@ -194,10 +200,10 @@ class ModelLibrary:
     Args:
         folders: each is scanned for sub-folders with a ``card.json``; a later folder's model replaces an earlier one
             of the same slug.
-        device: where their sessions run.
+        device, engine: what runs them; see :func:`shared.engines.open_engine`.
     """
 
-    def __init__(self, folders: Iterable[Path] = (SHIPPED,), *, device: str = "auto"):
+    def __init__(self, folders: Iterable[Path] = (SHIPPED,), *, device: str = "auto", engine: str = "auto"):
         self.models: dict[str, FastModel] = {}
         self.refusals: list[Refusal] = []
         for root in folders:
@@ -212,7 +218,7 @@ class ModelLibrary:
                     log.error("refused: %s", error)
                     self.refusals.append(Refusal(folder, str(error)))
                 else:
-                    self.models[card.slug] = FastModel(folder, card, device)
+                    self.models[card.slug] = FastModel(folder, card, device, engine)
 
     def __len__(self) -> int:
         return len(self.models)
