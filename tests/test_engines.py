@@ -17,7 +17,8 @@ from scenes import strokes
 from shared import engines
 from shared.engines import ENGINES, open_engine, processor_flags
 from shared.errors import EngineUnavailable, InvalidInput
-from shared.fast_models import MODEL_FILE, SHIPPED, read_card
+from shared.fast_models import MODEL_FILE, SHIPPED, FastModel, read_card
+from shared.graphs import quickened
 from shared.images import from_array, to_array
 from shared.onnx_runtime import available_cpus, gpu_present
 from shared.transform_network import TransformNetwork
@@ -59,16 +60,33 @@ def signal_to_noise(found: np.ndarray, expected: np.ndarray) -> float:
 
 @pytest.mark.parametrize("slug", SLUGS)
 def test_every_shipped_model_paints_on_every_engine_what_pytorch_paints(slug):
-    picture = to_array(strokes(181, 143))
+    picture, card = to_array(strokes(181, 143)), read_card(SHIPPED / slug)
     with torch.no_grad():
         expected = network_of(slug)(torch.from_numpy(picture)).numpy()
     for engine in ON_PROCESSOR:
-        (painted,) = open_engine(SHIPPED / slug / MODEL_FILE, engine=engine, threads=1).run({"pictures": picture})
+        painted = FastModel(SHIPPED / slug, card, engine=engine).paint(picture)
         assert painted.shape == expected.shape and painted.dtype == np.float32
         assert signal_to_noise(painted, expected) >= 50, engine
         frame = np.ones(expected.shape, bool)
         frame[..., 4:-4, 4:-4] = False
         assert np.abs(painted - expected)[frame].max() <= 12 / 255, f"{engine}: the border is another"
+
+
+@pytest.mark.parametrize("size", [(64, 64), (65, 70), (70, 65), (33, 35)], ids=str)
+def test_the_quick_graph_is_the_same_function(size):
+    data = (SHIPPED / "udnie" / MODEL_FILE).read_bytes()
+    quick = quickened(data)
+    assert b"quick.kernel" in quick and b"quick.kernel" not in data
+    picture = np.random.default_rng(0).random((2, 3, *size), dtype=np.float32)
+    plain, quick = (
+        open_engine(each, engine="onnxruntime", threads=1).run({"pictures": picture}) for each in (data, quick)
+    )
+    np.testing.assert_allclose(quick[0], plain[0], atol=2e-6)
+
+
+def test_a_graph_without_that_convolution_stays_as_it_is(negative):
+    for data in (negative.read_bytes(), b"", b"no network", b"\x08\x0a" * 50):
+        assert quickened(data) == data
 
 
 @pytest.mark.parametrize("engine", ON_PROCESSOR)
