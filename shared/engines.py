@@ -21,8 +21,9 @@ ENGINES = ("auto", "onnxruntime", "openvino", "cuda", "tensorrt")
 """What can be asked for; ``onnxruntime`` is ONNX Runtime on the processor, ``auto`` what is fastest here."""
 
 _ON_GPU = ("cuda", "tensorrt")
-_KEPT_BYTES = 256 * 2**20
-"""A run whose pictures need more working memory than this gives it back, or every model would keep its largest."""
+_KEPT_PIXELS = 1100 * 1100
+"""A run on more pixels gives its working memory back, or every model would keep its largest. Getting it anew takes time:
+half as long again as the run, with ONNX Runtime."""
 
 
 class Engine(Protocol):
@@ -83,7 +84,7 @@ class _OnnxRuntime:
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         options = onnxruntime.RunOptions()
-        if _pixels(inputs) * self.bytes_per_pixel > _KEPT_BYTES and self.provider == "CPUExecutionProvider":
+        if _pixels(inputs) > _KEPT_PIXELS and self.provider == "CPUExecutionProvider":
             options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         return self._session.run(None, dict(inputs), options)
 
@@ -115,7 +116,7 @@ class _OpenVino:
         request.infer(dict(inputs), share_inputs=True)
         outputs = [request.get_output_tensor(i).data.copy() for i in range(len(self._compiled.outputs))]
         del request
-        if _pixels(inputs) * self.bytes_per_pixel > _KEPT_BYTES:
+        if _pixels(inputs) > _KEPT_PIXELS:
             self._compiled.release_memory()
         return outputs
 

@@ -99,7 +99,7 @@ def test_runs_of_different_sizes_keep_their_pictures_apart(negative, engine):
 
 
 def test_a_large_run_gives_its_memory_back_and_the_next_still_runs(negative, monkeypatch):
-    monkeypatch.setattr(engines, "_KEPT_BYTES", 0)
+    monkeypatch.setattr(engines, "_KEPT_PIXELS", 0)
     picture = np.random.default_rng(0).random((1, 3, 64, 64), dtype=np.float32)
     for engine in ON_PROCESSOR:
         opened = open_engine(negative, engine=engine, threads=1)
