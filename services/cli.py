@@ -18,7 +18,7 @@ from services.optimize_command import ADAIN, load_decoder, load_encoder
 from shared import weights as weights_library
 from shared.console import bar, console, explain_errors, notices, stages
 from shared.errors import InvalidInput, WeightsUnavailable
-from shared.images import FORMATS
+from shared.images import FORMATS, DecodeLimits
 
 if TYPE_CHECKING:
     from shared.fast_models import ModelLibrary
@@ -37,7 +37,7 @@ app.add_typer(weights, name="weights")
 PICTURE_SUFFIXES = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
 
 Output = Annotated[Path, typer.Option("--output", "-o", help="Where to write the picture: .png, .jpg or .webp.")]
-Size = Annotated[int | None, typer.Option(help="Longer side in pixels.", min=64, max=8192)]
+Size = Annotated[int | None, typer.Option(help="Longer side in pixels.", min=64, max=16384)]
 Models = Annotated[list[Path] | None, typer.Option(help="A folder of fast models beside the shipped; repeatable.")]
 GalleryOption = Annotated[str | None, typer.Option(help="'met' or a folder of pictures.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
@@ -231,15 +231,20 @@ def stylize(
         model = ModelLibrary((SHIPPED, *(models or ())), device=device, engine=engine_provider)[style]
     _check_engine(engine, "a fast style is painted by", "auto", "fast")
     recipe = {"Software": "Lienzo", "Style": model.card.slug, "Engine": "fast"}
-    painting = paint_fast(
-        model,
-        _read(picture),
-        size=size,
-        strength=strength,
-        preserve_color=preserve_color,
-        format=format,
-        recipe=recipe,
-    )
+    data = _read(picture)
+    with bar("painting in strips") as update:
+        painting = paint_fast(
+            model,
+            data,
+            size=size,
+            strength=strength,
+            preserve_color=preserve_color,
+            format=format,
+            recipe=recipe,
+            # The picture is the caller's own, and so is the machine.
+            limits=DecodeLimits(max_pixels=400_000_000, max_bytes=2**31),
+            on_strip=update,
+        )
     _write(output, painting.data)
     _report(
         {

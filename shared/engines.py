@@ -22,8 +22,8 @@ ENGINES = ("auto", "onnxruntime", "openvino", "cuda", "tensorrt")
 
 _ON_GPU = ("cuda", "tensorrt")
 _KEPT_PIXELS = 1100 * 1100
-"""A run on more pixels gives its working memory back, or every model would keep its largest. Getting it anew takes time:
-half as long again as the run, with ONNX Runtime."""
+"""A run on more pixels gives its working memory back, or every model would keep its largest. Getting it anew takes half
+as long again as the run, with ONNX Runtime."""
 
 
 class Engine(Protocol):
@@ -122,7 +122,8 @@ class _OpenVino:
 
 
 def _pixels(inputs: Mapping[str, np.ndarray]) -> int:
-    return max(array.size for array in inputs.values()) // 3
+    """Pixels or positions of the largest ``[N, C, H, W]`` among the inputs."""
+    return max(array.size // array.shape[1] for array in inputs.values() if array.ndim == 4)
 
 
 _BFLOAT16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})

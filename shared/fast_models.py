@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -17,6 +17,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from shared.engines import Engine, open_engine
 from shared.errors import InvalidInput, ModelRefused, NotFound
 from shared.files import sha256
+
+if TYPE_CHECKING:
+    from shared.large_painting import LargePainter
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +29,8 @@ SHIPPED = Path(__file__).parent / "assets" / "models"
 SLUG = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
 LONGEST_SLUG = 64
 LONGEST_NAME = 120
+WHOLE_BYTES = 2**30
+"""Working memory that one pass may take; larger pictures are painted in strips."""
 
 
 def slugged(title: str, longest: int = LONGEST_SLUG) -> str:
@@ -163,6 +168,25 @@ class FastModel:
         path = self.folder / MODEL_FILE
         return open_engine(quickened(path.read_bytes()), name=f"'{path}'", engine=self.engine, device=self.device)
 
+    @cached_property
+    def large(self) -> LargePainter:
+        """What paints pictures that are too large for one pass.
+
+        Raises:
+            ModelRefused: the network is of another kind than those that Lienzo trains.
+        """
+        from shared.large_painting import LargePainter
+
+        path = self.folder / MODEL_FILE
+        return LargePainter(
+            path.read_bytes(),
+            lambda graph: open_engine(graph, name=f"'{path}'", engine=self.engine, device=self.device),
+        )
+
+    def fits(self, pixels: int) -> bool:
+        """Whether a picture of so many pixels is painted in one pass, within :data:`WHOLE_BYTES`."""
+        return pixels * self.running.bytes_per_pixel <= WHOLE_BYTES
+
     @property
     def provider(self) -> str:
         """What really runs the network."""
@@ -176,7 +200,12 @@ class FastModel:
         """
         if pictures.ndim != 4 or pictures.shape[1] != 3:
             raise InvalidInput(f"pictures have shape {pictures.shape}, expected (N, 3, height, width).")
-        height, width = pictures.shape[-2:]
+        self.check_size(*pictures.shape[-2:])
+        (painted,) = self.running.run({self.card.input.name: np.ascontiguousarray(pictures, np.float32)})
+        return painted
+
+    def check_size(self, height: int, width: int) -> None:
+        """Raise :class:`InvalidInput` where a side is below the card's ``min_side``."""
         if min(height, width) < self.card.min_side:
             raise InvalidInput(
                 f"the picture is {width}×{height} pixels, but style '{self.card.slug}' needs both sides to have at "
@@ -184,8 +213,6 @@ class FastModel:
                 hint="Ask for a larger size, or use a picture that is less elongated.",
                 field="size",
             )
-        (painted,) = self.running.run({self.card.input.name: np.ascontiguousarray(pictures, np.float32)})
-        return painted
 
 
 @dataclass(frozen=True)

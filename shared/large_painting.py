@@ -9,10 +9,9 @@ make again than to keep, the activations at full size, is made again. Memory dep
 
 from __future__ import annotations
 
-import math
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -23,7 +22,7 @@ from shared.engines import Engine
 from shared.errors import ModelRefused
 from shared.graphs import four_at_once, weights_of
 
-STRIP_PIXELS = 1 << 20
+STRIP_PIXELS = 1 << 19
 """Pixels of the picture that a strip stands for, at whatever size the activations have there."""
 
 _LEAST_ROWS = 8
@@ -131,7 +130,7 @@ class LargePainter:
         """Paint a picture of ``height`` × ``width``.
 
         Args:
-            read: the picture's rows from one to before another, ``uint8 [rows, width, 3]``; asked for three times.
+            read: the picture's rows from one to before another, ``uint8 [rows, width, 3]``; asked for twice.
             write: takes the painting's rows from one on, of the same kind, in order.
             on_strip: told how many strips are done, and how many there are.
         """
@@ -142,38 +141,33 @@ class LargePainter:
         statistics: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         with _Scratch({name: sizes[_SHRUNK[name]] for name in ("half", "raw")}, self._channels()) as scratch:
             for stage, spans in zip(stages, strips, strict=True):
-                engine = self._open(self._graph(stage))
-                moments = _Moments()
-                norms = {
-                    f"{kind}.{step.norm}": array
-                    for step in stage.steps
-                    if step.norm
-                    for kind, array in zip(("scale", "shift"), statistics[step.norm], strict=True)
-                }
+                engine = self._open(self._graph(stage, statistics))
+                moments: list[tuple[np.ndarray, np.ndarray]] = []
                 for first, last in spans:
                     (low, high), geometry = _needed(stage, first, last, sizes)
                     rows = read(low, high) if stage.source == "picture" else scratch.read(stage.source, low, high)
-                    inputs = {"rows": rows[None], **norms, **geometry}
+                    inputs = {"rows": rows[None], **geometry}
                     if stage.reads_state:
                         inputs["state"] = scratch.read("state", low, high)[None]
                     outputs = dict(zip(_outputs(stage), engine.run(inputs), strict=True))
                     if stage.target == "painting":
                         write(first, outputs["out"][0])
                     else:
-                        moments.add(outputs["mean"][0], outputs["square"][0], sizes[_shrunk_after(stage)][1])
+                        moments.append((outputs["mean"][0], outputs["length"][0]))
                     # A strip is written when the next one has read its rows: it overwrites what it was made of.
                     scratch.flush()
                     if stage.target in ("half", "raw"):
                         scratch.write_later(stage.target, first, outputs["out"][0])
                     if stage.writes_state:
                         kept = outputs["sum"][0]
-                        scratch.write_later("state", first, kept[first - low : first - low + last - first])
+                        scratch.write_later("state", first, kept[:, first - low : last - low])
                     done += 1
                     if on_strip:
                         on_strip(done, total)
                 scratch.flush()
                 if stage.target != "painting":
-                    statistics[stage.last] = self._scale_and_shift(stage.last, moments)
+                    width_there = sizes[_shrunk_after(stage)][1]
+                    statistics[stage.last] = self._scale_and_shift(stage.last, moments, width_there)
 
     def _strips(self, sizes: Mapping[int, tuple[int, int]], stage: _Stage) -> list[tuple[int, int]]:
         """Rows of the stage's result by strip, as even as can be."""
@@ -188,52 +182,59 @@ class LargePainter:
             name: self._weights[f"{conv}.conv.weight"].shape[0] for name, conv in (("half", "down1"), ("raw", "down2"))
         }
 
-    def _scale_and_shift(self, norm: str, moments: _Moments) -> tuple[np.ndarray, np.ndarray]:
-        """What an instance normalisation multiplies by and adds, ``[1, C, 1, 1]`` each."""
-        mean, variance = moments.result()
+    def _scale_and_shift(
+        self, norm: str, moments: list[tuple[np.ndarray, np.ndarray]], width: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """What an instance normalisation multiplies by and adds, ``[1, C, 1, 1]`` each.
+
+        Args:
+            moments: mean and Euclidean length of each row of activations, ``[C, rows]``, strip by strip.
+            width: of a row.
+        """
+        means, lengths = (np.concatenate(parts, axis=1).astype(np.float64) for parts in zip(*moments, strict=True))
+        mean = means.mean(axis=1)
+        variance = np.maximum((lengths**2 / width).mean(axis=1) - mean**2, 0)
         scale = self._weights[f"{norm}.norm.weight"] / np.sqrt(variance + _EPSILON)
         shift = self._weights[f"{norm}.norm.bias"] - mean * scale
         return tuple(each.astype(np.float32)[None, :, None, None] for each in (scale, shift))
 
-    def _graph(self, stage: _Stage) -> bytes:
-        """The stage as a network of its own.
+    def _graph(self, stage: _Stage, statistics: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> bytes:
+        """The stage as a network of its own, what its normalisations multiply by and add made part of it.
 
-        Activations come and go as ``[1, rows, width, channels]`` in float16, the picture and the painting as uint8.
+        Activations come and go as float16 ``[1, channels, rows, width]``, the picture and the painting as uint8
+        ``[1, rows, width, 3]``.
         """
         build = _Build(self._weights)
         picture = stage.source == "picture"
-        x = build.input("rows", TensorProto.UINT8 if picture else TensorProto.FLOAT16, [1, None, None, None])
-        x = build.node("Transpose", [build.node("Cast", [x], to=TensorProto.FLOAT)], perm=[0, 3, 1, 2])
         if picture:
+            x = build.input("rows", TensorProto.UINT8, [1, None, None, 3])
+            x = build.node("Cast", [build.node("Transpose", [x], perm=[0, 3, 1, 2])], to=TensorProto.FLOAT)
             x = build.node("Div", [x, build.constant(np.float32(255))])
+        else:
+            shape = [1, self._channels()[stage.source], None, None]
+            x = build.node("Cast", [build.input("rows", TensorProto.FLOAT16, shape)], to=TensorProto.FLOAT)
         for step in stage.steps:
             if step.norm:
-                scale, shift = (
-                    build.input(f"{kind}.{step.norm}", TensorProto.FLOAT, [1, None, 1, 1])
-                    for kind in ("scale", "shift")
-                )
+                scale, shift = map(build.constant, statistics[step.norm])
                 x = build.node("Add", [build.node("Mul", [x, scale]), shift])
                 if step.relu:
                     x = build.node("Relu", [x])
             if stage.reads_state:
-                state = build.input("state", TensorProto.FLOAT16, [1, None, None, None])
-                state = build.node("Transpose", [build.node("Cast", [state], to=TensorProto.FLOAT)], perm=[0, 3, 1, 2])
-                x = build.node("Add", [state, x])
+                state = build.input("state", TensorProto.FLOAT16, shape)
+                x = build.node("Add", [build.node("Cast", [state], to=TensorProto.FLOAT), x])
             if stage.writes_state:
-                build.output("sum", build.stored(x), TensorProto.FLOAT16)
+                build.output("sum", build.node("Cast", [x], to=TensorProto.FLOAT16), TensorProto.FLOAT16)
             x = build.convolution(x, step)
         if stage.target == "painting":
-            x = build.node("Sigmoid", [x])
             x = build.node("Mul", [x, build.constant(np.float32(255))])
             x = build.node("Cast", [build.node("Round", [x])], to=TensorProto.UINT8)
             build.output("out", build.node("Transpose", [x], perm=[0, 2, 3, 1]), TensorProto.UINT8)
         else:
             if stage.target:
-                build.output("out", build.stored(x), TensorProto.FLOAT16)
+                build.output("out", build.node("Cast", [x], to=TensorProto.FLOAT16), TensorProto.FLOAT16)
             axes = build.constant(np.array([3]))
             build.output("mean", build.node("ReduceMean", [x, axes], keepdims=0), TensorProto.FLOAT)
-            squares = build.node("Mul", [x, x])
-            build.output("square", build.node("ReduceMean", [squares, axes], keepdims=0), TensorProto.FLOAT)
+            build.output("length", build.node("ReduceL2", [x, axes], keepdims=0), TensorProto.FLOAT)
         return build.finish(_outputs(stage))
 
 
@@ -244,7 +245,7 @@ def _kinds(conv: str) -> tuple[str, ...]:
 def _outputs(stage: _Stage) -> list[str]:
     if stage.target == "painting":
         return ["out"]
-    return [*(["sum"] if stage.writes_state else []), *(["out"] if stage.target else []), "mean", "square"]
+    return [*(["sum"] if stage.writes_state else []), *(["out"] if stage.target else []), "mean", "length"]
 
 
 def _kernel(conv: str) -> int:
@@ -314,10 +315,6 @@ class _Build:
         self._nodes.append(helper.make_node("Identity", [value], [name]))
         self._outputs[name] = helper.make_tensor_value_info(name, kind, None)
 
-    def stored(self, value: str) -> str:
-        halves = self.node("Cast", [value], to=TensorProto.FLOAT16)
-        return self.node("Transpose", [halves], perm=[0, 2, 3, 1])
-
     def convolution(self, x: str, step: _Step) -> str:
         if step.enlarge:
             scales = self.constant(np.array([1, 1, 2, 2], np.float32))
@@ -338,7 +335,7 @@ class _Build:
         kernel = self.constant(four_at_once(self._weights["leave.weight"]))
         bias = self.constant(np.tile(self._weights["leave.bias"], 4))
         x = self.node("Conv", [x, kernel, bias], strides=[2, 2], pads=[0, 0, 1, 1])
-        x = self.node("DepthToSpace", [x], blocksize=2)
+        x = self.node("DepthToSpace", [self.node("Sigmoid", [x])], blocksize=2)
         end = self.input("cut.leave", TensorProto.INT64, [2])
         return self.node("Slice", [x, self.constant(np.zeros(2, np.int64)), end, self.constant(np.array([2, 3]))])
 
@@ -353,30 +350,12 @@ class _Build:
         return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10).SerializeToString()
 
 
-@dataclass
-class _Moments:
-    """Mean and variance of a layer's channels, gathered row by row."""
-
-    _rows: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
-
-    def add(self, mean: np.ndarray, square: np.ndarray, width: int) -> None:
-        """Take in a strip: means and mean squares of its rows, ``[C, rows]`` each."""
-        self._rows.append((mean, square))
-
-    def result(self) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and variance ``[C]``."""
-        means, squares = (np.concatenate(parts, axis=1).astype(np.float64) for parts in zip(*self._rows, strict=True))
-        mean = means.mean(axis=1)
-        return mean, np.maximum(squares.mean(axis=1) - mean**2, 0)
-
-
 class _Scratch:
-    """Activations by name in temporary files, ``float16 [rows, width, channels]``, read and written by rows."""
+    """Activations by name in temporary files, ``float16 [channels, rows, width]``, read and written by rows."""
 
     def __init__(self, sizes: Mapping[str, tuple[int, int]], channels: Mapping[str, int]):
-        sizes, channels = dict(sizes), dict(channels)
-        sizes["state"], channels["state"] = sizes["raw"], channels["raw"]
-        self._shapes = {name: (sizes[name][1], channels[name]) for name in sizes}
+        shapes = {name: (channels[name], *size) for name, size in sizes.items()}
+        self._shapes = {**shapes, "state": shapes["raw"]}
         self._waiting: list[tuple[str, int, np.ndarray]] = []
 
     def __enter__(self) -> _Scratch:
@@ -388,10 +367,13 @@ class _Scratch:
             file.close()
 
     def read(self, name: str, low: int, high: int) -> np.ndarray:
-        shape = (high - low, *self._shapes[name])
-        file = self._files[name]
-        file.seek(2 * low * math.prod(shape[1:]))
-        return np.fromfile(file, np.float16, math.prod(shape)).reshape(shape)
+        channels, _, width = self._shapes[name]
+        rows = np.empty((channels, high - low, width), np.float16)
+        for offset, channel in zip(self._offsets(name, low), rows, strict=True):
+            self._files[name].seek(offset)
+            if self._files[name].readinto(channel) != channel.nbytes:
+                raise OSError("the temporary file of a large painting is cut short")
+        return rows
 
     def write_later(self, name: str, low: int, rows: np.ndarray) -> None:
         """Write rows from ``low`` on when :meth:`flush` is called."""
@@ -399,7 +381,13 @@ class _Scratch:
 
     def flush(self) -> None:
         for name, low, rows in self._waiting:
-            file = self._files[name]
-            file.seek(2 * low * math.prod(self._shapes[name]))
-            np.ascontiguousarray(rows).tofile(file)
+            for offset, channel in zip(self._offsets(name, low), rows, strict=True):
+                self._files[name].seek(offset)
+                if self._files[name].write(channel) != channel.nbytes:
+                    raise OSError(f"'{tempfile.gettempdir()}' is full: a large painting needs 32 bytes a pixel there")
         self._waiting.clear()
+
+    def _offsets(self, name: str, low: int) -> list[int]:
+        """Where row ``low`` of each channel begins, in bytes."""
+        channels, height, width = self._shapes[name]
+        return [2 * width * (channel * height + low) for channel in range(channels)]
