@@ -17,9 +17,9 @@ from rich.table import Table
 from services import keys_command
 from services.optimize_command import ADAIN, load_decoder, load_encoder
 from shared import weights as weights_library
-from shared.console import console, explain_errors, notices, stages
+from shared.console import bar, console, explain_errors, notices, stages
 from shared.errors import InvalidInput, WeightsUnavailable
-from shared.images import FORMATS
+from shared.images import FORMATS, DecodeLimits
 
 if TYPE_CHECKING:
     from shared.fast_models import ModelLibrary
@@ -39,7 +39,7 @@ app.add_typer(keys_command.app, name="keys")
 PICTURE_SUFFIXES = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
 
 Output = Annotated[Path, typer.Option("--output", "-o", help="Where to write the picture: .png, .jpg or .webp.")]
-Size = Annotated[int | None, typer.Option(help="Longer side in pixels.", min=64, max=8192)]
+Size = Annotated[int | None, typer.Option(help="Longer side in pixels.", min=64, max=16384)]
 Models = Annotated[list[Path] | None, typer.Option(help="A folder of fast models beside the shipped; repeatable.")]
 GalleryOption = Annotated[str | None, typer.Option(help="'met' or a folder of pictures.")]
 EncoderOption = Annotated[
@@ -52,6 +52,13 @@ Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Strength = Annotated[float, typer.Option(help="0: the content as it is; 1: the painting.", min=0, max=1)]
 PreserveColor = Annotated[bool, typer.Option("--preserve-color", help="Keep the content's colours.")]
 Engine = Annotated[str, typer.Option(help="auto, fast, instant (one pass in any picture's style) or optimize.")]
+EngineProvider = Annotated[
+    str,
+    typer.Option(
+        help="What runs the fast networks: auto, onnxruntime (on the processor), openvino, cuda or tensorrt.",
+        envvar="LIENZO_ENGINE",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
@@ -83,6 +90,7 @@ def serve(
     gallery: GalleryOption = None,
     encoder: EncoderOption = None,
     device: Device = "auto",
+    engine_provider: EngineProvider = "auto",
 ) -> None:
     """Serve text-to-art over HTTP.
 
@@ -90,7 +98,7 @@ def serve(
     """
     address = f"http://{'localhost' if host in ('127.0.0.1', '0.0.0.0') else host}:{port}"
     interface = _listenable(host, port)
-    _configure(models, gallery, encoder, device)
+    _configure(models, gallery, encoder, device, engine_provider)
     library = _prepare()
     if not library.models:
         raise InvalidInput(
@@ -131,6 +139,7 @@ def paint(
     gallery: GalleryOption = None,
     encoder: EncoderOption = None,
     device: Device = "auto",
+    engine_provider: EngineProvider = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Paint what the words say, without a server.
@@ -138,7 +147,7 @@ def paint(
     Example: `lienzo paint "A boat trip on a sunny day" -o boat.png`
     """
     format = _format(output)
-    _configure(models, gallery, encoder, device)
+    _configure(models, gallery, encoder, device, engine_provider)
     _prepare()
     # The service's own classes, in this process: one way to do the main job.
     os.environ["BENTOML_DO_NOT_TRACK"] = "True"
@@ -192,6 +201,7 @@ def stylize(
     steps: Annotated[int, typer.Option(help="Steps of the optimiser, for a style picture.")] = 150,
     models: Models = None,
     device: Device = "auto",
+    engine_provider: EngineProvider = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Paint a picture in a fast style; in the style of a picture where STYLE is one.
@@ -221,7 +231,7 @@ def stylize(
         )
         return
     if path.is_dir():
-        model = FastModel(path, read_card(path), device)
+        model = FastModel(path, read_card(path), device, engine_provider)
     elif not SLUG.fullmatch(style):
         raise InvalidInput(
             f"'{style}' is no file, no folder, and no slug of a style.",
@@ -229,18 +239,23 @@ def stylize(
             field="style",
         )
     else:
-        model = ModelLibrary((SHIPPED, *(models or ())), device=device)[style]
+        model = ModelLibrary((SHIPPED, *(models or ())), device=device, engine=engine_provider)[style]
     _check_engine(engine, "a fast style is painted by", "auto", "fast")
     recipe = {"Software": "Lienzo", "Style": model.card.slug, "Engine": "fast"}
-    painting = paint_fast(
-        model,
-        _read(picture),
-        size=size,
-        strength=strength,
-        preserve_color=preserve_color,
-        format=format,
-        recipe=recipe,
-    )
+    data = _read(picture)
+    with bar("painting in strips") as update:
+        painting = paint_fast(
+            model,
+            data,
+            size=size,
+            strength=strength,
+            preserve_color=preserve_color,
+            format=format,
+            recipe=recipe,
+            # The picture is the caller's own, and so is the machine.
+            limits=DecodeLimits(max_pixels=400_000_000, max_bytes=2**31),
+            on_strip=update,
+        )
     _write(output, painting.data)
     _report(
         {
@@ -481,7 +496,9 @@ def verify_weights(
         console.print(f"{each}: {weights_library.verify(each)} is whole", soft_wrap=True, highlight=False)
 
 
-def _configure(models: list[Path] | None, gallery: str | None, encoder: str | None, device: str) -> None:
+def _configure(
+    models: list[Path] | None, gallery: str | None, encoder: str | None, device: str, engine_provider: str
+) -> None:
     """Hand the options on as the settings' environment variables: the services may run in other processes."""
     for folder in models or ():
         if not folder.is_dir():
@@ -496,6 +513,7 @@ def _configure(models: list[Path] | None, gallery: str | None, encoder: str | No
         os.environ["LIENZO_STYLE_ENCODER"] = absolute_spec(encoder)
     if device != "auto":
         os.environ["LIENZO_DEVICE"] = device
+    os.environ["LIENZO_ENGINE"] = engine_provider
 
 
 def _listenable(host: str, port: int) -> str:
@@ -556,7 +574,9 @@ def _prepare() -> ModelLibrary:
                     markup=False,
                     soft_wrap=True,
                 )
-    library = ModelLibrary(config.model_folders, device=config.device, gpu_memory=config.gpu_bytes)
+    library = ModelLibrary(
+        config.model_folders, device=config.device, engine=config.engine, gpu_memory=config.gpu_bytes
+    )
     for refusal in library.refusals:
         notices.print(f"refused: {refusal.reason}", style="yellow", markup=False, soft_wrap=True)
     with stages() as progress:

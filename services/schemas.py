@@ -160,7 +160,7 @@ class Health(BaseModel):
     """What runs, and on what."""
 
     version: str
-    provider: str = Field(description="execution provider of the fast models")
+    provider: str = Field(description="what runs the fast models, as in the header Lienzo-Provider")
     engines: dict[str, str] = Field(description="what runs each engine: an execution provider, or a device")
     models: list[str]
     refused: list[str] = Field(description="model folders that were refused; the log says why")

@@ -11,6 +11,7 @@ from platformdirs import user_state_path
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from shared.engines import ENGINES
 from shared.errors import InvalidInput
 from shared.fast_models import SHIPPED
 
@@ -47,6 +48,11 @@ class Settings(BaseSettings):
         description="search by meaning too: `auto` (where `minilm` is here), `off`, or a sentence transformer's folder",
     )
     device: str = Field(default="auto", description="`auto`, `cpu` or `cuda`")
+    engine: Literal[ENGINES] = Field(
+        default="auto",
+        description="what runs the fast networks: `auto`, `onnxruntime` (on the processor), `openvino`, `cuda` or "
+        "`tensorrt`",
+    )
     size: int = Field(default=512, ge=64, description="longer side of a painting where the request names none, pixels")
     max_size: int = Field(default=2048, ge=64, description="largest longer side of a fast painting, pixels")
     max_optimize_size: int = Field(

@@ -1,4 +1,4 @@
-"""The Stylizer: fast models through ONNX Runtime. It never imports PyTorch."""
+"""The Stylizer: fast models through OpenVINO or ONNX Runtime. It never imports PyTorch."""
 
 from __future__ import annotations
 
@@ -30,7 +30,11 @@ class Stylizer:
         config = settings()
         self._limits = DecodeLimits(max_pixels=config.max_pixels, max_bytes=config.max_body_bytes)
         self._library = ModelLibrary(
-            config.model_folders, device=config.device, gpu_memory=config.gpu_bytes, prepare=_warm
+            config.model_folders,
+            device=config.device,
+            engine=config.engine,
+            gpu_memory=config.gpu_bytes,
+            prepare=_warm,
         )
         metrics.models.set(len(self._library))
         for model in list(self._library.models.values())[:1]:

@@ -111,7 +111,7 @@ def _check_device() -> None:
     config = settings()
     pick_device(config.device)
     if config.device == "cuda":
-        for model in list(ModelLibrary(config.model_folders, device="cuda").models.values())[:1]:
+        for model in list(ModelLibrary(config.model_folders, device="cuda", engine=config.engine).models.values())[:1]:
             log.info("engine fast runs on %s", model.provider)
 
 

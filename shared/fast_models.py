@@ -10,15 +10,17 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import onnxruntime
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from shared.engines import Engine, open_engine
 from shared.errors import InvalidInput, ModelRefused, NotFound
 from shared.files import sha256
-from shared.onnx_runtime import open_session
+
+if TYPE_CHECKING:
+    from shared.large_painting import LargePainter
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +30,8 @@ SHIPPED = Path(__file__).parent / "assets" / "models"
 SLUG = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
 LONGEST_SLUG = 64
 LONGEST_NAME = 120
+WHOLE_BYTES = 2**30
+"""Working memory that one pass may take; larger pictures are painted in strips."""
 
 
 def slugged(title: str, longest: int = LONGEST_SLUG) -> str:
@@ -146,21 +150,49 @@ def read_card(folder: Path) -> Card:
 
 @dataclass(frozen=True)
 class FastModel:
-    """A fast model on disk; its session opens at first use."""
+    """A fast model on disk; its engine opens at first use.
+
+    Attributes:
+        device, engine: see :func:`shared.engines.open_engine`.
+    """
 
     folder: Path
     card: Card
     device: str = "auto"
+    engine: str = "auto"
     gpu_memory: int | None = None
 
     @cached_property
-    def session(self) -> onnxruntime.InferenceSession:
-        return open_session(self.folder / MODEL_FILE, device=self.device, gpu_memory=self.gpu_memory)
+    def running(self) -> Engine:
+        """The network on the engine that runs it."""
+        from shared.graphs import quickened  # a tenth of a second that reading cards needs not
+
+        path = self.folder / MODEL_FILE
+        return self._open(quickened(path.read_bytes()))
+
+    @cached_property
+    def large(self) -> LargePainter:
+        """What paints pictures that are too large for one pass.
+
+        Raises:
+            ModelRefused: the network is of another kind than those that Lienzo trains.
+        """
+        from shared.large_painting import LargePainter
+
+        return LargePainter((self.folder / MODEL_FILE).read_bytes(), self._open)
+
+    def fits(self, pixels: int) -> bool:
+        """Whether a picture of so many pixels is painted in one pass, within :data:`WHOLE_BYTES`."""
+        return pixels * self.running.bytes_per_pixel <= WHOLE_BYTES
+
+    def _open(self, graph: bytes) -> Engine:
+        name = f"'{self.folder / MODEL_FILE}'"
+        return open_engine(graph, name=name, engine=self.engine, device=self.device, gpu_memory=self.gpu_memory)
 
     @property
     def provider(self) -> str:
-        """The execution provider that really runs the network."""
-        return self.session.get_providers()[0]
+        """What really runs the network."""
+        return self.running.provider
 
     def paint(self, pictures: np.ndarray) -> np.ndarray:
         """Paint ``[N, 3, H, W]`` float32 RGB in [0, 1]; the result has the same shape and range.
@@ -170,7 +202,12 @@ class FastModel:
         """
         if pictures.ndim != 4 or pictures.shape[1] != 3:
             raise InvalidInput(f"pictures have shape {pictures.shape}, expected (N, 3, height, width).")
-        height, width = pictures.shape[-2:]
+        self.check_size(*pictures.shape[-2:])
+        (painted,) = self.running.run({self.card.input.name: np.ascontiguousarray(pictures, np.float32)})
+        return painted
+
+    def check_size(self, height: int, width: int) -> None:
+        """Raise :class:`InvalidInput` where a side is below the card's ``min_side``."""
         if min(height, width) < self.card.min_side:
             raise InvalidInput(
                 f"the picture is {width}×{height} pixels, but style '{self.card.slug}' needs both sides to have at "
@@ -178,8 +215,6 @@ class FastModel:
                 hint="Ask for a larger size, or use a picture that is less elongated.",
                 field="size",
             )
-        (painted,) = self.session.run(None, {self.card.input.name: np.ascontiguousarray(pictures, np.float32)})
-        return painted
 
 
 @dataclass(frozen=True)
@@ -219,7 +254,7 @@ class ModelLibrary:
     Args:
         folders: each is scanned for sub-folders with a ``card.json``; a later folder's model replaces an earlier one
             of the same slug.
-        device: where their sessions run.
+        device, engine: what runs them; see :func:`shared.engines.open_engine`.
         gpu_memory: most bytes that each session's arena takes of a GPU.
         prepare: called with every model before it is taken, such as to open its session; a
             :class:`ModelRefused` that it raises refuses the model.
@@ -236,6 +271,7 @@ class ModelLibrary:
         folders: Iterable[Path] = (SHIPPED,),
         *,
         device: str = "auto",
+        engine: str = "auto",
         gpu_memory: int | None = None,
         prepare: Callable[[FastModel], object] | None = None,
     ):
@@ -243,6 +279,7 @@ class ModelLibrary:
         self.refusals: list[Refusal] = []
         self._folders = tuple(folders)
         self._device = device
+        self._engine = engine
         self._gpu_memory = gpu_memory
         self._prepare = prepare
         self._looks: dict[Path, _Look] = {}
@@ -307,7 +344,7 @@ class ModelLibrary:
         if before is not None and before.stamp == stamp:
             return replace(before, missed=False)
         try:
-            model = FastModel(folder, read_card(folder), self._device, self._gpu_memory)
+            model = FastModel(folder, read_card(folder), self._device, self._engine, self._gpu_memory)
             if self._prepare is not None:
                 self._prepare(model)
             if _stamp(folder) != stamp:

