@@ -48,10 +48,15 @@ class Retriever:
 
     @bentoml.api
     def about(self) -> dict[str, Any]:
-        """Name and size of the gallery."""
+        """Name and size of the gallery, and its first picture."""
         gallery = self._retrieval.gallery
         return {
-            "ok": {"name": gallery.name, "pictures": len(gallery.pictures), "indexed": len(self._retrieval.index.ids)}
+            "ok": {
+                "name": gallery.name,
+                "pictures": len(gallery.pictures),
+                "indexed": len(self._retrieval.index.ids),
+                "first": gallery.pictures[0].id,
+            }
         }
 
     @bentoml.api

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from services.settings import settings
+from shared.fast_models import Card
 from shared.images import FORMATS
 from shared.text_search import MAX_K
 
@@ -121,8 +122,25 @@ class ErrorAnswer(BaseModel):
     error: ErrorBody
 
 
+class StyleCard(Card):
+    """A fast style's card, and what the network weighs."""
+
+    bytes: int = Field(description="size of the network's file")
+
+
+class Limits(BaseModel):
+    """What requests may ask for, and how large uploads may be."""
+
+    size: int = Field(description="largest longer side of a fast painting, pixels")
+    optimize_size: int = Field(description="largest longer side of an optimised or instant painting, pixels")
+    steps: int = Field(description="most steps of the optimiser")
+    body_bytes: int = Field(description="largest request body")
+    pixels: int = Field(description="largest uploaded picture, width × height")
+    side: int = Field(description="least shorter side of an uploaded picture, pixels")
+
+
 class Health(BaseModel):
-    """What runs, and on what."""
+    """What runs, on what, and within which limits."""
 
     version: str
     provider: str = Field(description="execution provider of the fast models")
@@ -130,6 +148,7 @@ class Health(BaseModel):
     refused: list[str] = Field(description="model folders that were refused; the log says why")
     gallery: str
     pictures: int
+    limits: Limits
 
 
 class StyleQuery(_Request):

@@ -9,7 +9,7 @@ import numpy as np
 
 from services.messages import CONNECTION, Answer, about, answers
 from services.settings import settings
-from shared.fast_models import FastModel, ModelLibrary
+from shared.fast_models import MODEL_FILE, FastModel, ModelLibrary
 from shared.fast_painting import paint_fast
 from shared.images import DecodeLimits
 
@@ -32,11 +32,14 @@ class Stylizer:
 
     @bentoml.api
     def styles(self) -> dict[str, Any]:
-        """The cards of all models, the provider that runs them, and the folders that were refused."""
+        """The cards of all models with their files' sizes, the provider that runs them, and the folders refused."""
         models = [self._library.models[slug] for slug in sorted(self._library.models)]
         return {
             "ok": {
-                "cards": [model.card.model_dump(mode="json") for model in models],
+                "cards": [
+                    model.card.model_dump(mode="json") | {"bytes": (model.folder / MODEL_FILE).stat().st_size}
+                    for model in models
+                ],
                 "provider": models[0].provider if models else "",
                 # The reason without its path: an answer may leave the house.
                 "refused": [refusal.folder.name for refusal in self._library.refusals],
@@ -47,6 +50,12 @@ class Stylizer:
     def slugs(self) -> dict[str, Any]:
         """The names of all models."""
         return {"ok": sorted(self._library.models)}
+
+    @bentoml.api
+    @answers
+    def fingerprint(self, slug: str) -> Answer:
+        """The SHA-256 of a model's file, which with the picture decides what it paints."""
+        return self._library[slug].card.sha256
 
     @bentoml.api
     @answers
