@@ -89,6 +89,7 @@ def serve(
         )
     for model in library.models.values():
         log.info("style %s runs on %s", model.card.slug, model.provider)  # opens it: one that cannot run is told here
+    _check_state()
     notices.print(
         f"[bold]Lienzo[/bold] starts on {escape(address)}; when it says it is ready, open that address, or:\n"
         f"  curl -X POST {escape(address)}/v1/text_to_art -H 'content-type: application/json' "
@@ -496,6 +497,13 @@ def _listenable(host: str, port: int) -> str:
             field="port",
         ) from error
     return address[0]
+
+
+def _check_state() -> None:
+    """Open the store of the jobs, which says it where that cannot be."""
+    from services.jobs import JobStore
+
+    JobStore.of_settings()
 
 
 def _prepare() -> ModelLibrary:

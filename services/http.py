@@ -8,7 +8,6 @@ import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
-from urllib.parse import quote
 
 import bentoml
 from fastapi import Depends, FastAPI, File, Form, Query, Request, Response, UploadFile
@@ -24,9 +23,11 @@ from starlette.routing import Match, Route
 from starlette.staticfiles import StaticFiles
 
 from services import http_errors, pipeline
+from services.job_http import COMMISSIONED, Prefer, add_job_routes, answer
 from services.limits import CONTENT_SECURITY_POLICY, BodyLimit, CompressTexts, SecurityHeaders
 from services.messages import call
 from services.pipeline import Brush, Outcome, Services, Style
+from services.responses import described
 from services.schemas import (
     ENGINES,
     ContentQuery,
@@ -49,13 +50,13 @@ from services.schemas import (
 from services.settings import settings
 from shared import __version__
 from shared.errors import InvalidInput
-from shared.images import DEFAULT_LIMITS, FORMATS
+from shared.images import DEFAULT_LIMITS
 
 WEB = Path(__file__).parent / "web"
 # The documentation's scripts come from BentoML's own package: the page asks nobody else for anything.
 SWAGGER = Path(bentoml.__file__).parent / "_internal" / "server" / "static_content"
 MAX_THUMBNAIL = 1024
-_PICTURES = ("/v1/pictures/", "/v1/styles/", "/v1/text_to_art", "/v1/stylize", "/v1/optimize")
+_PICTURES = ("/v1/pictures/", "/v1/styles/", "/v1/text_to_art", "/v1/stylize", "/v1/optimize", "/v1/jobs/")
 _METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 
 _REFUSALS: dict[int | str, dict[str, Any]] = {
@@ -64,7 +65,7 @@ _REFUSALS: dict[int | str, dict[str, Any]] = {
         400: "the request cannot be read",
         404: "no such picture, style or path",
         405: "this path takes another method",
-        409: "the engine cannot run here",
+        409: "the engine cannot run here, or the job is not finished",
         413: "larger than a limit",
         415: "the upload is no picture",
         422: "a field is out of its limits, or nothing matches",
@@ -80,6 +81,9 @@ _STYLE_QUERY_FORM = {
         "k": {"type": "integer", "default": 5, "minimum": 1, "maximum": 100},
     },
 }
+
+
+PAINTED = described() | COMMISSIONED
 
 
 def _services(request: Request) -> Services:
@@ -112,17 +116,22 @@ def create_app(services: Callable[[], Services]) -> FastAPI:
     http_errors.install(app)
     app.state.services = services
 
-    @app.post("/v1/text_to_art", tags=["painting"], response_class=Response, responses=_pictures())
-    def text_to_art(request: TextToArt, gateway: Gateway) -> Response:
+    @app.post("/v1/text_to_art", tags=["painting"], response_class=Response, responses=PAINTED)
+    async def text_to_art(asked: TextToArt, request: Request, gateway: Gateway, prefer: Prefer = None) -> Response:
         """Find a picture for the words and a style for the picture, and paint the one in the other.
 
         The headers `Lienzo-*` say what was chosen, at which distance, by which engine; `Server-Timing` how long each
-        step took.
+        step took. An optimisation that takes too long to wait for is answered 202, with the address of its job.
         """
-        return _painting(pipeline.text_to_art(gateway, request))
 
-    @app.post("/v1/stylize", tags=["painting"], response_class=Response, responses=_pictures())
-    def stylize(
+        def commission() -> Outcome:
+            return pipeline.text_to_art(gateway, asked, defer=True)
+
+        return await answer(request, gateway.jobs, commission, prefer=prefer, wait=config.wait)
+
+    @app.post("/v1/stylize", tags=["painting"], response_class=Response, responses=PAINTED)
+    async def stylize(
+        request: Request,
         gateway: Gateway,
         image: Annotated[UploadFile, File(description="the picture to paint")],
         style: Annotated[Id | None, Form(description="a fast style's slug or a gallery picture's id")] = None,
@@ -134,13 +143,19 @@ def create_app(services: Callable[[], Services]) -> FastAPI:
         steps: Annotated[Steps, Form()] = config.steps,
         seed: Annotated[Seed, Form()] = 0,
         format: Annotated[Format, Form()] = "png",
+        prefer: Prefer = None,
     ) -> Response:
-        """Paint an uploaded picture in a fast style, in a gallery picture's style, or in that of an uploaded one."""
-        brush = Brush(size, engine, strength, preserve_color, steps, seed, format)
-        return _painting(pipeline.stylize(gateway, _read(image), _style(gateway, style, style_image), brush))
+        """Paint an uploaded picture in a fast style, in a gallery picture's style, or in that of an uploaded one.
 
-    @app.post("/v1/optimize", tags=["painting"], response_class=Response, responses=_pictures())
-    def optimize(
+        An optimisation that takes too long to wait for is answered 202, with the address of its job.
+        """
+        brush = Brush(size, engine, strength, preserve_color, steps, seed, format)
+        commission = _commission(gateway, image, style, style_image, brush)
+        return await answer(request, gateway.jobs, commission, prefer=prefer, wait=config.wait)
+
+    @app.post("/v1/optimize", tags=["painting"], response_class=Response, responses=PAINTED)
+    async def optimize(
+        request: Request,
         gateway: Gateway,
         image: Annotated[UploadFile, File(description="the picture to paint")],
         style: Annotated[Id | None, Form(description="a gallery picture's id")] = None,
@@ -151,10 +166,15 @@ def create_app(services: Callable[[], Services]) -> FastAPI:
         steps: Annotated[Steps, Form()] = config.steps,
         seed: Annotated[Seed, Form()] = 0,
         format: Annotated[Format, Form()] = "png",
+        prefer: Prefer = None,
     ) -> Response:
-        """Paint an uploaded picture with the reference optimiser; the answer comes when it is done."""
+        """Let the reference optimiser paint an uploaded picture: a job, whose address is in Location.
+
+        With the header `Prefer: wait=N` the answer is the painting, if it is done by then.
+        """
         brush = Brush(size, "optimize", strength, preserve_color, steps, seed, format)
-        return _painting(pipeline.stylize(gateway, _read(image), _style(gateway, style, style_image), brush))
+        commission = _commission(gateway, image, style, style_image, brush)
+        return await answer(request, gateway.jobs, commission, prefer=prefer, wait=0)
 
     @app.post("/v1/retrieve/content", tags=["retrieval"])
     def retrieve_content(query: ContentQuery, gateway: Gateway) -> list[PictureMatch]:
@@ -186,12 +206,16 @@ def create_app(services: Callable[[], Services]) -> FastAPI:
         found = call(gateway.retriever.style, content_id=asked.content_id, picture=picture, k=asked.k)
         return [_match(row) for row in found]
 
+    add_job_routes(app)
+
     @app.get("/v1/styles", tags=["catalogue"])
     def styles(gateway: Gateway) -> list[StyleCard]:
         """The cards of the fast styles."""
         return [StyleCard.model_validate(card) for card in call(gateway.stylizer.styles)["cards"]]
 
-    @app.get("/v1/styles/{slug}/example", tags=["catalogue"], response_class=Response, responses=_pictures())
+    @app.get(
+        "/v1/styles/{slug}/example", tags=["catalogue"], response_class=Response, responses=described("image/jpeg")
+    )
     def example(
         request: Request,
         gateway: Gateway,
@@ -203,7 +227,7 @@ def create_app(services: Callable[[], Services]) -> FastAPI:
         found = pipeline.example(gateway, slug, content_id, size)
         return _kept(request, found.fingerprint.encode(), found.paint)
 
-    @app.get("/v1/pictures/{id}", tags=["catalogue"], response_class=Response, responses=_pictures())
+    @app.get("/v1/pictures/{id}", tags=["catalogue"], response_class=Response, responses=described())
     def picture(
         request: Request,
         gateway: Gateway,
@@ -316,6 +340,12 @@ async def _style_query(request: Request) -> tuple[StyleQuery, bytes | None]:
     return query, picture
 
 
+def _commission(
+    gateway: Services, image: UploadFile, style: str | None, style_image: UploadFile | None, brush: Brush
+) -> Callable[[], Outcome]:
+    return lambda: pipeline.stylize(gateway, _read(image), _style(gateway, style, style_image), brush, defer=True)
+
+
 def _style(gateway: Services, style: str | None, style_image: UploadFile | None) -> Style:
     if (style is None) == (style_image is None):
         raise InvalidInput(
@@ -348,32 +378,6 @@ def _kept(request: Request, decisive: bytes, picture: Callable[[], bytes]) -> Re
     return Response(data, media_type=_media_type(data), headers=headers)
 
 
-def _painting(outcome: Outcome) -> Response:
-    facts = {
-        "Content": outcome.content,
-        "Content-Title": outcome.content_title,
-        "Style": outcome.style,
-        "Style-Title": outcome.style_title,
-        "Engine": outcome.engine,
-        "Provider": outcome.provider,
-        "Model": outcome.model,
-        "Model-Distance": outcome.model_distance,
-        "Content-Distance": outcome.content_distance,
-        "Style-Distance": outcome.style_distance,
-        "Steps": outcome.steps,
-    }
-    headers = {f"Lienzo-{name}": _header(value) for name, value in facts.items() if value not in (None, "")}
-    headers["Server-Timing"] = ", ".join(f"{name};dur={1000 * spent:.1f}" for name, spent in outcome.seconds.items())
-    return Response(outcome.data, media_type=FORMATS[outcome.format], headers=headers)
-
-
-def _header(value: float | str) -> str:
-    """Numbers with four decimals; text percent-encoded where it is not plain ASCII, as headers need it."""
-    if isinstance(value, float):
-        return f"{value:.4f}"
-    return quote(str(value), safe=" !#$&'()*+,/:;=?@[]")
-
-
 def _match(row: Mapping[str, Any]) -> PictureMatch:
     url = f"/v1/pictures/{row['id']}"
     return PictureMatch(**row, url=url, thumbnail=f"{url}?size=320")
@@ -384,8 +388,3 @@ def _media_type(data: bytes) -> str:
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "image/webp"
     return next((media for start, media in signatures.items() if data.startswith(start)), "application/octet-stream")
-
-
-def _pictures() -> dict[int | str, dict[str, Any]]:
-    schema = {"schema": {"type": "string", "format": "binary"}}
-    return {200: {"description": "the picture", "content": {media: schema for media in FORMATS.values()}}}

@@ -10,6 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from services.jobs import JobGone, JobUnfinished
 from services.messages import Busy, Unreachable
 from shared.errors import EngineUnavailable, LienzoError, NotFound, PictureError, WeightsUnavailable
 
@@ -21,12 +22,16 @@ _STATUS = {
     EngineUnavailable: HTTPStatus.CONFLICT,
     WeightsUnavailable: HTTPStatus.CONFLICT,
     Busy: HTTPStatus.TOO_MANY_REQUESTS,
+    JobUnfinished: HTTPStatus.CONFLICT,
+    JobGone: HTTPStatus.GONE,
     Unreachable: HTTPStatus.SERVICE_UNAVAILABLE,
 }
 _STATUS_BY_CODE = {
     "body_too_large": HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     "picture_too_large": HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     "not_a_picture": HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+    "bug": HTTPStatus.INTERNAL_SERVER_ERROR,
+    "interrupted": HTTPStatus.INTERNAL_SERVER_ERROR,
 }
 _RETRY_AFTER = {HTTPStatus.TOO_MANY_REQUESTS: "30", HTTPStatus.SERVICE_UNAVAILABLE: "5"}
 
@@ -48,7 +53,10 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(LienzoError)
     def refused(_: Request, error: LienzoError) -> JSONResponse:
-        return error_response(status_of(error), error.code, error.message, error.hint, error.field)
+        response = error_response(status_of(error), error.code, error.message, error.hint, error.field)
+        if isinstance(error, Busy) and error.retry_after is not None:
+            response.headers["Retry-After"] = str(error.retry_after)
+        return response
 
     @app.exception_handler(RequestValidationError)
     def invalid(request: Request, error: RequestValidationError) -> JSONResponse:

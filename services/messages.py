@@ -26,6 +26,9 @@ Answer = dict[str, Any]
 # calls that are still being answered: a painting would end in an error because somebody else asked for something.
 CONNECTION = {"max_requests": 2**31, "max_age": 1e9}
 
+_BROKEN = (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError)
+"""What tells that the other side closed the connection before it answered."""
+
 
 @contextmanager
 def about(field: str) -> Iterator[None]:
@@ -38,9 +41,14 @@ def about(field: str) -> Iterator[None]:
 
 
 class Busy(LienzoError):
-    """The service has as much to do as it may."""
+    """The service has as much to do as it may.
+
+    Attributes:
+        retry_after: seconds after which there may be room; None where nobody knows.
+    """
 
     code = "busy"
+    retry_after: int | None = None
 
 
 class Unreachable(LienzoError):
@@ -57,21 +65,34 @@ def answers(method: Callable[..., Any]) -> Callable[..., Answer]:
         try:
             return {"ok": method(*args, **kwargs)}
         except LienzoError as error:
-            return {
-                "error": {
-                    "type": type(error).__name__,
-                    "message": error.message,
-                    "hint": error.hint,
-                    "code": error.code,
-                    "field": error.field,
-                }
-            }
+            return {"error": as_data(error)}
 
     return wrapped
 
 
+def as_data(error: LienzoError) -> dict[str, Any]:
+    """A refusal as plain data; :func:`as_error` makes it a refusal again."""
+    return {
+        "type": type(error).__name__,
+        "message": error.message,
+        "hint": error.hint,
+        "code": error.code,
+        "field": error.field,
+    }
+
+
+def as_error(data: dict[str, Any]) -> LienzoError:
+    """The refusal that :func:`as_data` wrote down; one of a type that is not in :mod:`shared.errors` keeps its code."""
+    fields = dict(data)
+    return getattr(errors, fields.pop("type"), LienzoError)(fields.pop("message"), **fields)
+
+
 def call(method: Callable[..., Answer], **arguments: Any) -> Any:
     """Call another service's method and return what it answered.
+
+    Methods change nothing, so one whose connection broke is called once more: a service closes a connection that was
+    idle for five seconds, and a call that is sent at that moment meets a closed door. The HTTP client repeats no POST
+    by itself. A service that died is started anew, and answers the second call when it is up.
 
     Raises:
         LienzoError: of the type that the method raised there.
@@ -79,7 +100,11 @@ def call(method: Callable[..., Answer], **arguments: Any) -> Any:
         Unreachable: the service did not answer.
     """
     try:
-        answer = method(**arguments)
+        try:
+            answer = method(**arguments)
+        except _BROKEN as error:
+            log.warning("a service closed the connection, and is asked once more: %r", error)
+            answer = method(**arguments)
     except BentoMLException as error:
         if error.error_code == 429:
             raise Busy("too many paintings are being optimised.", hint="Try again in a minute.") from error
@@ -89,6 +114,5 @@ def call(method: Callable[..., Answer], **arguments: Any) -> Any:
         log.error("a service does not answer: %r", error)
         raise Unreachable("a part of the service does not answer.", hint="Try again in a few seconds.") from error
     if "error" in answer:
-        fields = dict(answer["error"])
-        raise getattr(errors, fields.pop("type"), LienzoError)(fields.pop("message"), **fields)
+        raise as_error(answer["error"])
     return answer["ok"]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from services.jobs import MOST_LOSSES, State
 from services.settings import settings
 from shared.fast_models import Card
 from shared.images import FORMATS
@@ -137,6 +139,41 @@ class Limits(BaseModel):
     body_bytes: int = Field(description="largest request body")
     pixels: int = Field(description="largest uploaded picture, width × height")
     side: int = Field(description="least shorter side of an uploaded picture, pixels")
+
+
+class LossPoint(BaseModel):
+    """The terms of the loss at one step."""
+
+    step: int
+    content: float
+    style: float
+    tv: float
+    total: float
+
+
+class JobLinks(BaseModel):
+    """Where a job is."""
+
+    status: str
+    events: str = Field(description="server-sent events until the job ends")
+    result: str = Field(description="the painting, once the job is done")
+    preview: str | None = Field(description="a small picture of how far it is, while it is painted")
+
+
+class JobStatus(BaseModel):
+    """An optimisation as it stands."""
+
+    id: str
+    state: State
+    position: int | None = Field(description="1: the next to be painted; 0: being painted; null: it has ended")
+    step: int = Field(description="steps made")
+    steps: int = Field(description="steps asked for")
+    losses: list[LossPoint] = Field(max_length=MOST_LOSSES)
+    created: datetime
+    started: datetime | None
+    ended: datetime | None
+    error: ErrorBody | None = Field(description="why it failed")
+    links: JobLinks
 
 
 class Health(BaseModel):

@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated
 
+from platformdirs import user_state_path
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
@@ -38,6 +39,16 @@ class Settings(BaseSettings):
     optimize_queue: int = Field(
         default=4, ge=1, description="optimisations that run or wait at once; more are answered 429"
     )
+    wait: float = Field(
+        default=150,
+        ge=0,
+        le=3600,
+        description="a request for a painting waits this long for its optimisation, then is answered 202, seconds",
+    )
+    job_ttl: float = Field(default=3600, gt=0, description="an optimisation that ended is kept this long, seconds")
+    state: Path | None = Field(
+        default=None, description="folder of the optimisations; the user's state folder where not given"
+    )
     max_body_bytes: int = Field(default=32 * 2**20, ge=1024, description="largest request body")
     max_pixels: int = Field(default=64_000_000, ge=1024, description="largest uploaded picture, width × height")
 
@@ -49,9 +60,9 @@ class Settings(BaseSettings):
         return tuple(part for part in value.split(os.pathsep) if part) if isinstance(value, str) else value
 
     @property
-    def optimize_timeout(self) -> float:
-        """Seconds that an optimisation may take together with those that it waits for."""
-        return 60 + self.optimize_seconds * self.optimize_queue
+    def state_folder(self) -> Path:
+        """Where the optimisations are kept."""
+        return self.state or user_state_path("lienzo")
 
     @property
     def model_folders(self) -> tuple[Path, ...]:

@@ -13,6 +13,8 @@ from pathlib import Path
 import bentoml
 
 from services.http import create_app
+from services.job_http import end_waiting_on_signals
+from services.jobs import JobStore
 from services.optimizer import Optimizer
 from services.retriever import Retriever
 from services.settings import settings
@@ -36,15 +38,26 @@ def _image() -> bentoml.images.Image:
 app = create_app(_current)
 
 
-@bentoml.service(traffic={"timeout": settings().optimize_timeout + 120}, image=_image())
+# Beyond the wait for an optimisation there are the other services' answers to wait for.
+@bentoml.service(traffic={"timeout": settings().wait + 240}, image=_image())
 @bentoml.asgi_app(app, path="/")
 class TextToArt:
-    """Text to art over the Retriever, the Stylizer and the Optimizer."""
+    """Text to art over the Retriever, the Stylizer and the Optimizer.
+
+    Optimisations go through the store of the jobs; the Optimizer is named here so that it is started.
+    """
 
     retriever = bentoml.depends(Retriever)
     stylizer = bentoml.depends(Stylizer)
     optimizer = bentoml.depends(Optimizer)
 
     def __init__(self) -> None:
+        self.jobs: JobStore | None = None
         # The application is made before any instance; a process has one of each.
         _gateway[:] = [self]
+
+    @bentoml.on_startup
+    def serve(self) -> None:
+        """Open the store of the jobs; only a server calls this."""
+        self.jobs = JobStore.of_settings()
+        end_waiting_on_signals()

@@ -72,8 +72,14 @@ def served(
         process = psutil.Popen(
             command,
             cwd=ROOT,
-            # A home of its own: servers that share one delete each other's metrics.
-            env={**os.environ, "BENTOML_DO_NOT_TRACK": "True", "BENTOML_HOME": str(folder)} | dict(environment or {}),
+            # A home of its own: servers that share one delete each other's metrics, and paint each other's jobs.
+            env={
+                **os.environ,
+                "BENTOML_DO_NOT_TRACK": "True",
+                "BENTOML_HOME": str(folder),
+                "LIENZO_STATE": str(folder / "state"),
+                **(environment or {}),
+            },
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
