@@ -55,7 +55,7 @@ const state = {
 };
 /** Every gallery picture that was met, by its id. */
 const met = new Map();
-/** Whether a network has learned a style, by the style's file or id. */
+/** Which network has learned a style, by the style's file or id; empty where none has. */
 const learned = new Map();
 let way = new AbortController();
 const refusals = new Map();
@@ -172,15 +172,15 @@ async function taken(signal) {
 async function watch(job, signal) {
   state.job = job.id;
   remember();
-  progress("optimizing");
-  let shown = null;
+  if ($("#doing").dataset.doing !== "optimizing") progress("optimizing"); // else it was said already
+  let [shown, over] = [null, false];
   const see = async ({ state: doing, position, step, steps, links }) => {
     if (doing === "queued") $("#doing").textContent = t("queued", { count: position });
     if (doing === "running") $("#doing").textContent = t("step", { step, steps });
     if (!links.preview || links.preview === shown) return;
     shown = links.preview;
     const blob = await api.picture(shown, { signal }).catch(() => null); // the next one will do
-    if (!blob || signal.aborted || $("#progress").hidden) return;
+    if (!blob || signal.aborted || over) return;
     state.result = null;
     label();
     await unveil(blob, t("alt_evolving", { title: state.content.title, style: state.style.title }));
@@ -191,28 +191,30 @@ async function watch(job, signal) {
     remember();
     throw new api.Refusal(ended.error ?? { code: "job_gone", text: { key: "job_gone" } });
   }
-  return api.result(ended, { signal });
+  const painting = await api.result(ended, { signal });
+  over = true;
+  return painting;
 }
 
 /** Whether the optimiser is going to paint: with `auto`, where no network has learned the style. */
 async function optimized(content, style, { engine }, signal) {
   if (style.card || engine !== "auto") return engine === "optimize" && !style.card;
-  const known = await isLearned(content, style, signal).catch((error) => {
+  const network = await networkOf(content, style, signal).catch((error) => {
     if (signal.aborted) throw error;
-    return false;
+    return "";
   });
   offerSizes();
-  return !known;
+  return !network;
 }
 
-/** Whether a network has learned `style`: its tile of `content` tells which is nearest, and how far from the style. */
-async function isLearned(content, style, signal) {
-  if (style.card) return true;
-  if (!state.fast.some(({ card }) => card.cluster)) return false;
+/** The network that has learned `style`: a tile of `content` tells which is nearest, and how far from the style. */
+async function networkOf(content, style, signal) {
+  if (style.card) return style.id;
+  if (!state.fast.some(({ card }) => card.cluster)) return "";
   if (!learned.has(known(style))) {
     const { facts } = await api.paint(content, style, TILE, { signal });
     const cluster = state.fast.find(({ id }) => id === facts.model)?.card.cluster;
-    learned.set(known(style), Boolean(cluster) && Number(facts["model-distance"]) <= cluster.radius);
+    learned.set(known(style), cluster && Number(facts["model-distance"]) <= cluster.radius ? facts.model : "");
   }
   return learned.get(known(style));
 }
@@ -228,19 +230,20 @@ sheet.install({
     const { size, strength, preserve_color, format } = within(options);
     // What is being looked at is on the sheet, also where it is none of the nearest.
     const near = state.near.slice(0, SHEET.side);
-    const styles = near.includes(state.style) ? near : [state.style, ...near].slice(0, SHEET.side);
+    const styles = near.includes(state.style) ? near : [state.style, ...near].filter(Boolean).slice(0, SHEET.side);
     return {
       contents: onWall(),
       styles,
       title: words.title || words.description,
-      options: { size: Math.min(SHEET.size, size), strength, preserve_color, format },
+      options: { size: Math.min(SHEET.size, size), strength, preserve_color, format, painters: new Map() },
     };
   },
-  async paint(content, style, { size, strength, preserve_color }, signal) {
-    const options = { size, strength, preserve_color, format: "jpeg" };
-    const fast = await isLearned(content, style, signal);
-    const painting = await api.paint(content, style, { ...options, engine: fast ? "fast" : "instant" }, { signal });
-    return painting.blob;
+  async paint(content, style, { size, strength, preserve_color, painters }, signal) {
+    const network = await networkOf(content, style, signal);
+    // Two styles of one network would give the same column twice: the second is painted by its own statistics.
+    if (network && !painters.has(network)) painters.set(network, known(style));
+    const engine = network && painters.get(network) === known(style) ? "fast" : "instant";
+    return (await api.paint(content, style, { size, strength, preserve_color, engine, format: "jpeg" }, { signal })).blob;
   },
   open(content, style) {
     Object.assign(state, { content, style, job: null });
