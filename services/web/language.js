@@ -85,6 +85,7 @@ const ENGLISH = {
 };
 
 const SPANISH = {
+  made_so_far: "Hasta dónde va la pintura",
   own_photo: "o haz una foto con la cámara",
   own_hint: "También puedes soltar aquí una imagen, o pegarla.",
   onward: "o mira todas las imágenes en todos los estilos",
