@@ -1,7 +1,8 @@
-"""Limits that hold before a request is parsed; headers and compression that answers carry."""
+"""Limits that hold before a request is parsed; headers and compression that answers carry; an answer in any case."""
 
 from __future__ import annotations
 
+import logging
 from http import HTTPStatus
 
 from starlette.datastructures import MutableHeaders
@@ -9,6 +10,8 @@ from starlette.middleware.gzip import GZipMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from services.http_errors import error_response
+
+log = logging.getLogger(__name__)
 
 CONTENT_SECURITY_POLICY = (
     "default-src 'self'; img-src 'self' blob: data:; object-src 'none'; base-uri 'none'; "
@@ -102,3 +105,36 @@ class CompressTexts:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         plain = scope["type"] != "http" or scope["path"].startswith(self.pictures)
         await (self.app if plain else self.compressed)(scope, receive, send)
+
+
+class AnswerAlways:
+    """Answers where BentoML's own handlers end in an error without one.
+
+    `/readyz` does so while a service that it asks takes longer than five seconds, as it may when it starts. BentoML
+    then waits for the answer until its timeout, and the process could not be stopped for so long.
+    """
+
+    def __init__(self, app: ASGIApp):
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        begun = False
+
+        async def noted(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self.app(scope, receive, noted)
+        except Exception as error:
+            if begun or scope["type"] != "http":
+                raise
+            log.warning("%s ended without an answer: %r", scope["path"], error)
+            response = error_response(
+                HTTPStatus.SERVICE_UNAVAILABLE,
+                "unreachable",
+                "a part of the service does not answer.",
+                "Try again in a few seconds.",
+            )
+            await response(scope, receive, send)

@@ -15,6 +15,7 @@ import bentoml
 from services.http import create_app
 from services.job_http import end_waiting_on_signals
 from services.jobs import JobStore
+from services.limits import AnswerAlways
 from services.optimizer import Optimizer
 from services.retriever import Retriever
 from services.settings import settings
@@ -61,3 +62,6 @@ class TextToArt:
         """Open the store of the jobs; only a server calls this."""
         self.jobs = JobStore.of_settings()
         end_waiting_on_signals()
+
+
+TextToArt.add_asgi_middleware(AnswerAlways)

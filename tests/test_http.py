@@ -279,7 +279,8 @@ def test_a_style_of_ones_own_and_a_gallery_style_paint_an_upload(client, photo, 
 
 
 def test_optimize_always_optimises(client, photo):
-    answer = stylize(client, photo, style=ANOTHER, size=64, steps=2, path="/v1/optimize")
+    fields = {"style": ANOTHER, "size": "64", "steps": "2"}
+    answer = client.post("/v1/optimize", files={"image": photo}, data=fields, headers={"prefer": "wait=60"})
     assert picture_of(answer).size == (64, 48)
     assert answer.headers["lienzo-engine"] == "optimize"
 
@@ -811,6 +812,7 @@ def test_the_api_is_described(client):
     paths = described["paths"]
     assert set(paths) == {
         "/v1/text_to_art", "/v1/stylize", "/v1/optimize", "/v1/retrieve/content", "/v1/retrieve/style",
+        "/v1/jobs/{id}", "/v1/jobs/{id}/result", "/v1/jobs/{id}/preview", "/v1/jobs/{id}/events",
         "/v1/styles", "/v1/styles/{slug}/example", "/v1/pictures/{id}", "/v1/health",
     }  # fmt: skip
     for operations in paths.values():
@@ -818,6 +820,8 @@ def test_the_api_is_described(client):
             assert operation["summary"] and operation["description"] and operation["tags"]
             assert operation["responses"]["200"]["content"]
             assert "ErrorAnswer" in json.dumps(operation["responses"]["422"])
+            if "painting" in operation["tags"]:
+                assert "JobStatus" in json.dumps(operation["responses"]["202"])
             if method == "post":
                 for content in operation["requestBody"]["content"].values():
                     assert content["schema"]

@@ -140,10 +140,9 @@ def test_jobs_are_painted_in_the_order_of_their_submission(store):
 def test_a_full_queue_refuses_and_says_when_there_is_a_place(store, clock):
     ids = [submit(store) for _ in range(4)]
     store.claim()
-    # 4 steps of 64 pixels are nothing; of 512 they take about five seconds at the pace that is assumed at first.
     with pytest.raises(Busy) as caught:
         submit(store)
-    assert caught.value.retry_after == 1 and caught.value.hint
+    assert caught.value.retry_after == 1 and caught.value.hint, "four small steps are made in no time"
     store.cancel(ids[3])
     submit(store)
 
@@ -167,6 +166,14 @@ def test_when_there_is_a_place_is_learned_from_the_jobs_that_were_done(tmp_path,
     with pytest.raises(Busy) as caught:
         submit(store)
     assert caught.value.retry_after == 1
+
+
+def test_what_a_step_takes_is_assumed_until_it_is_known(tmp_path, clock):
+    store = open_store(tmp_path, queue=1, clock=clock)
+    submit(store, size=512, steps=60)
+    with pytest.raises(Busy) as caught:
+        submit(store)
+    assert caught.value.retry_after == 35
 
 
 def test_a_long_job_is_not_expected_to_take_longer_than_it_may(tmp_path, clock):

@@ -70,8 +70,7 @@ def visit(browser, server_url) -> Iterator[Callable[..., sync_api.Page]]:
         return page
 
     def is_wrong(message: sync_api.ConsoleMessage) -> bool:
-        # The browser also notes every refusal; 4xx is what some tests ask for, 503 what a machine under load answers
-        # now and then. The page has to live with both, which is what the tests look at.
+        # The browser also notes every refusal; 4xx and 503 are what some tests ask for.
         refused = "status of 4" in message.text or "status of 503" in message.text
         return message.type in ("error", "warning") and not refused
 

@@ -26,7 +26,7 @@ from starlette.testclient import TestClient
 from services import http_errors, messages, pipeline
 from services.job_http import _seen, _wished
 from services.jobs import JobGone, JobUnfinished
-from services.limits import SECURITY_HEADERS, BodyLimit, SecurityHeaders
+from services.limits import SECURITY_HEADERS, AnswerAlways, BodyLimit, SecurityHeaders
 from services.messages import Busy, Unreachable, answers, call
 from services.pipeline import Brush, Outcome, Style
 from services.responses import header, painting
@@ -119,6 +119,7 @@ def test_a_call_that_meets_a_closed_connection_is_made_once_more(caplog):
 
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
+        listening.listen()
         config = uvicorn.Config(app, log_level="error", timeout_keep_alive=1, lifespan="off")
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
@@ -339,15 +340,31 @@ def test_an_upload_that_breaks_off_is_answered_all_the_same():
     assert said[-1]["type"] == "http.response.body" and not said[-1].get("more_body")
 
 
+def test_an_error_without_an_answer_becomes_one():
+    # BentoML waits for an answer until its timeout, and could not be stopped until then.
+    async def fails(scope, receive, send):
+        raise TimeoutError
+
+    said, _ = asked(AnswerAlways(fails), [])
+    assert said[0]["status"] == 503 and json.loads(said[1]["body"])["error"]["code"] == "unreachable"
+
+    async def fails_late(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        raise TimeoutError
+
+    with pytest.raises(TimeoutError):
+        asked(AnswerAlways(fails_late), [])
+
+
 def test_what_is_not_http_passes():
     passed = []
 
     async def app(scope, receive, send):
         passed.append(scope["type"])
 
-    for middleware in (BodyLimit(app, most=1), SecurityHeaders(app)):
+    for middleware in (BodyLimit(app, most=1), SecurityHeaders(app), AnswerAlways(app)):
         asyncio.run(middleware({"type": "lifespan"}, None, None))
-    assert passed == ["lifespan"] * 2
+    assert passed == ["lifespan"] * 3
 
 
 def test_an_answers_own_policy_is_kept():
