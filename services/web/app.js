@@ -454,12 +454,12 @@ function readOptions() {
 
 function writeOptions() {
   const form = $("#options").elements;
-  const { strength, preserve_color, engine, steps, format } = state.options;
+  const { strength, preserve_color, engine, steps, format } = within(state.options);
   offerSizes();
   Object.assign(form.strength, { value: strength });
   Object.assign(form.preserve_color, { checked: preserve_color });
   Object.assign(form.engine, { value: engine });
-  Object.assign(form.steps, { value: steps, max: state.limits.steps });
+  Object.assign(form.steps, { max: state.limits.steps, value: steps });
   Object.assign(form.format, { value: format });
   showStrength();
 }

@@ -21,7 +21,7 @@ let trouble = null;
 export function install({ plan, paint, open, address, announce }) {
   button.addEventListener("click", async () => {
     if (work) return work.abort();
-    if (!sheet || done() === total()) hang({ ...plan(), paintings: new Map() });
+    if (!sheet || complete()) hang({ ...plan(), paintings: new Map() });
     await fill();
   });
   save.addEventListener("click", async () => {
@@ -57,8 +57,9 @@ export function install({ plan, paint, open, address, announce }) {
         for (const [column, style] of painted.styles.entries()) {
           if (painted.paintings.has(key(row, column))) continue;
           const waiting = (seconds) => (said.textContent = t("sheet_waits", { seconds }));
-          const blob = await api.patiently(() => paint(content, style, painted.options, signal), { signal, waiting });
-          painted.paintings.set(key(row, column), { content, style, blob, url: URL.createObjectURL(blob) });
+          const attempt = () => paint(content, style, painted.options, signal);
+          const blob = await api.patiently(attempt, { signal, waiting }).catch(passOver);
+          painted.paintings.set(key(row, column), { content, style, blob, url: blob && URL.createObjectURL(blob) });
           put(row, column);
           show();
         }
@@ -74,8 +75,16 @@ export function install({ plan, paint, open, address, announce }) {
     }
   }
 
+  /** One painting that cannot be, such as of a picture too narrow for a network, does not end the others. */
+  function passOver(error) {
+    if (!(error instanceof api.Refusal) || error.wait || error.code === "no_answer") throw error;
+    return null;
+  }
+
   function put(row, column) {
     const { content, style, url } = sheet.paintings.get(key(row, column));
+    const cell = table.querySelector(`[data-cell="${key(row, column)}"]`);
+    if (!url) return cell.replaceChildren(make("p", { className: "blank none", textContent: t("sheet_none") }));
     const href = address(content, style);
     const picture = make("img", { src: url, alt: describe(content, style), decoding: "async" });
     const tile = href ? make("a", { href }, picture) : make("button", { type: "button" }, picture);
@@ -85,14 +94,14 @@ export function install({ plan, paint, open, address, announce }) {
       event.preventDefault();
       open(content, style);
     });
-    table.querySelector(`[data-cell="${key(row, column)}"]`).replaceChildren(tile);
+    cell.replaceChildren(tile);
   }
 }
 
 /** Take the sheet down, as when other pictures were found. */
 export function clear() {
   work?.abort();
-  for (const { url } of sheet?.paintings.values() ?? []) URL.revokeObjectURL(url);
+  for (const { url } of sheet?.paintings.values() ?? []) if (url) URL.revokeObjectURL(url);
   sheet = work = trouble = null;
   table.replaceChildren();
   table.closest(".scroll").hidden = true;
@@ -107,23 +116,24 @@ export function translateSheet() {
   show();
   for (const cell of table.querySelectorAll("td[data-cell]")) {
     const painting = sheet.paintings.get(cell.dataset.cell);
-    if (painting) cell.querySelector("img").alt = describe(painting.content, painting.style);
+    if (painting?.url) cell.querySelector("img").alt = describe(painting.content, painting.style);
+    else if (painting) cell.firstElementChild.textContent = t("sheet_none");
   }
 }
 
 function show() {
   const [many, all] = [done(), total()];
-  const complete = sheet !== null && many === all;
-  button.textContent = t(work ? "stop" : !sheet ? "sheet_paint" : complete ? "sheet_anew" : "sheet_rest");
-  save.hidden = !complete;
+  button.textContent = t(work ? "stop" : !sheet ? "sheet_paint" : complete() ? "sheet_anew" : "sheet_rest");
+  save.hidden = !complete();
   line.hidden = !sheet;
-  [bar.max, bar.value, bar.hidden] = [all || 1, many, complete];
+  [bar.max, bar.value, bar.hidden] = [all || 1, many, complete()];
   said.textContent = trouble ? t("sheet_failed", { why: trouble.message }) : t("sheet_done", { done: many, count: all });
   place.toggleAttribute("aria-busy", Boolean(work));
 }
 
 const key = (row, column) => `${row} ${column}`;
-const done = () => sheet?.paintings.size ?? 0;
+const done = () => [...(sheet?.paintings.values() ?? [])].filter(({ url }) => url).length;
+const complete = () => sheet !== null && sheet.paintings.size === total();
 const total = () => (sheet ? sheet.contents.length * sheet.styles.length : 0);
 const describe = (content, style) => t("alt_after", { title: content.title, style: style.title });
 
@@ -157,6 +167,7 @@ async function draw() {
   styles.forEach((style, column) => label(brush, style, x(column), top - HEAD.columns + 12, CELL.width, 2));
   contents.forEach((content, row) => label(brush, content, MARGIN, y(row) + 18, HEAD.rows - CELL.gap, 4));
   for (const [at, { blob }] of paintings) {
+    if (!blob) continue;
     const [row, column] = at.split(" ").map(Number);
     const picture = await createImageBitmap(blob);
     const scale = Math.min(CELL.width / picture.width, CELL.height / picture.height);
