@@ -641,6 +641,7 @@ def test_the_readme_shows_the_page(visit, request):
 
     page = visit()
     page.wait_for_function("() => [...document.querySelectorAll('#examples img')].every(image => image.complete)")
+    page.wait_for_selector("#about:not(:empty)")
     keep(page, "entrance")
     page.goto(f"{page.url}?title={WORDS}&style=great-wave")
     painted(page)

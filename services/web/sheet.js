@@ -1,16 +1,18 @@
 // The sheet: several pictures in several styles, filled painting by painting, saved as one picture.
 
 import * as api from "./api.js";
-import { language, t } from "./language.js";
+import { t } from "./language.js";
 import { byline, make } from "./wall.js";
 
 const place = document.querySelector("#sheet");
 const [table, button, save] = ["table", "#sheet-paint", "#sheet-save"].map((selector) => place.querySelector(selector));
 const [line, bar, said] = ["#sheet-progress", "progress", "#sheet-said"].map((selector) => place.querySelector(selector));
 
-/** The sheet that hangs: what is on it, what is painted of it, and what paints it. */
+/** The sheet that hangs, with what is painted of it. */
 let sheet = null;
+/** Aborts what paints it; null while nobody does. */
 let work = null;
+/** The refusal that ended it, if one did. */
 let trouble = null;
 
 /**
@@ -25,9 +27,7 @@ export function install({ plan, paint, open, address, announce }) {
     await fill();
   });
   save.addEventListener("click", async () => {
-    save.disabled = true;
-    const blob = await draw().finally(() => (save.disabled = false));
-    const link = make("a", { href: URL.createObjectURL(blob), download: `lienzo-sheet.${sheet.options.format === "png" ? "png" : "jpg"}` });
+    const link = make("a", { href: URL.createObjectURL(await draw()), download: `lienzo-sheet.${sheet.options.format === "png" ? "png" : "jpg"}` });
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
   });
@@ -59,6 +59,7 @@ export function install({ plan, paint, open, address, announce }) {
           const waiting = (seconds) => (said.textContent = t("sheet_waits", { seconds }));
           const attempt = () => paint(content, style, painted.options, signal);
           const blob = await api.patiently(attempt, { signal, waiting }).catch(passOver);
+          signal.throwIfAborted(); // its answer and the end of the sheet may have met
           painted.paintings.set(key(row, column), { content, style, blob, url: blob && URL.createObjectURL(blob) });
           put(row, column);
           show();
@@ -156,7 +157,6 @@ async function draw() {
   const [left, top] = [MARGIN + HEAD.rows, MARGIN + HEAD.title + HEAD.columns];
   canvas.width = left + styles.length * (CELL.width + CELL.gap) - CELL.gap + MARGIN;
   canvas.height = top + contents.length * (CELL.height + CELL.gap) - CELL.gap + MARGIN;
-  canvas.lang = language();
   const brush = canvas.getContext("2d");
   brush.fillStyle = COLOURS.wall;
   brush.fillRect(0, 0, canvas.width, canvas.height);
