@@ -640,7 +640,10 @@ def test_the_readme_shows_the_page(visit, request):
         assert path.stat().st_size < MOST_SCREENSHOT_BYTES
 
     page = visit()
-    page.wait_for_function("() => [...document.querySelectorAll('#examples img')].every(image => image.complete)")
+    seen = (
+        "() => [...document.querySelectorAll('#examples img')].filter(({ naturalWidth }) => naturalWidth).length === 6"
+    )
+    page.wait_for_function(seen)
     page.wait_for_selector("#about:not(:empty)")
     keep(page, "entrance")
     page.goto(f"{page.url}?title={WORDS}&style=great-wave")
