@@ -42,25 +42,35 @@ from services.schemas import (
     Format,
     Health,
     Id,
+    Limits,
     PictureMatch,
     PreserveColor,
     Seed,
     Size,
     Steps,
     Strength,
+    StyleCard,
     StyleQuery,
     TextToArt,
 )
 from services.settings import settings
 from shared import __version__
 from shared.errors import InvalidInput
-from shared.fast_models import Card
+from shared.images import DEFAULT_LIMITS
 
 WEB = Path(__file__).parent / "web"
 # The documentation's scripts come from BentoML's own package: the page asks nobody else for anything.
 SWAGGER = Path(bentoml.__file__).parent / "_internal" / "server" / "static_content"
 MAX_THUMBNAIL = 1024
-_PICTURES = ("/v1/pictures/", "/v1/text_to_art", "/v1/stylize", "/v1/optimize", "/v1/jobs/")
+_PICTURES = (
+    "/v1/pictures/",
+    "/v1/styles/",
+    "/v1/text_to_art",
+    "/v1/stylize",
+    "/v1/optimize",
+    "/v1/jobs/",
+    "/v1/styles/",
+)
 _METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 
 _REFUSALS: dict[int | str, dict[str, Any]] = {
@@ -226,9 +236,23 @@ def create_app(services: Callable[[], Services]) -> FastAPI:
     add_job_routes(app)
 
     @app.get("/v1/styles", tags=["catalogue"])
-    def styles(gateway: Gateway) -> list[Card]:
+    def styles(gateway: Gateway) -> list[StyleCard]:
         """The cards of the fast styles."""
-        return [Card.model_validate(card) for card in call(gateway.stylizer.styles)["cards"]]
+        return [StyleCard.model_validate(card) for card in call(gateway.stylizer.styles)["cards"]]
+
+    @app.get(
+        "/v1/styles/{slug}/example", tags=["catalogue"], response_class=Response, responses=described("image/jpeg")
+    )
+    def example(
+        request: Request,
+        gateway: Gateway,
+        slug: Annotated[Id, PathParameter(description="a fast style's slug")],
+        content_id: Annotated[Id | None, Query(description="a gallery picture; the first if left out")] = None,
+        size: Annotated[int, Query(ge=64, le=MAX_THUMBNAIL, description="longer side")] = 320,
+    ) -> Response:
+        """What a fast style makes of a gallery picture, as a JPEG."""
+        found = pipeline.example(gateway, slug, content_id, size)
+        return _kept(request, found.fingerprint.encode(), found.paint)
 
     @app.get("/v1/pictures/{id}", tags=["catalogue"], response_class=Response, responses=described())
     def picture(
@@ -245,17 +269,11 @@ def create_app(services: Callable[[], Services]) -> FastAPI:
             data = call(gateway.retriever.picture, picture_id=id)["data"]
         else:
             data = call(gateway.retriever.thumbnail, picture_id=id, size=size)
-        etag = f'"{hashlib.sha256(data).hexdigest()[:32]}"'
-        headers = {"ETag": etag, "Cache-Control": "public, max-age=86400"}
-        # Proxies that compress make an ETag weak.
-        known = (tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(","))
-        if etag in known:
-            return Response(status_code=304, headers=headers)
-        return Response(data, media_type=_media_type(data), headers=headers)
+        return _kept(request, data, lambda: data)
 
     @app.get("/v1/health", tags=["operations"])
     def health(gateway: Gateway) -> Health:
-        """What runs, and on what."""
+        """What runs, on what, and within which limits."""
         library, gallery = call(gateway.stylizer.styles), call(gateway.retriever.about)
         return Health(
             version=app.version,
@@ -266,6 +284,14 @@ def create_app(services: Callable[[], Services]) -> FastAPI:
             gallery=gallery["name"],
             pictures=gallery["pictures"],
             search=gallery["search"],
+            limits=Limits(
+                size=config.max_size,
+                optimize_size=config.max_optimize_size,
+                steps=config.max_steps,
+                body_bytes=config.max_body_bytes,
+                pixels=config.max_pixels,
+                side=DEFAULT_LIMITS.min_side,
+            ),
         )
 
     @app.get("/livez", include_in_schema=False)
@@ -390,6 +416,22 @@ def _style(gateway: Services, style: str | None, style_image: UploadFile | None)
 
 def _read(upload: UploadFile) -> bytes:
     return upload.file.read()
+
+
+def _kept(request: Request, decisive: bytes, picture: Callable[[], bytes]) -> Response:
+    """A picture that clients keep for a day, and that is made only for those who do not have it.
+
+    Args:
+        decisive: what decides how the picture looks.
+    """
+    etag = f'"{hashlib.sha256(decisive).hexdigest()[:32]}"'
+    headers = {"ETag": etag, "Cache-Control": "public, max-age=86400"}
+    # Proxies that compress make an ETag weak.
+    known = (tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(","))
+    if etag in known:
+        return Response(status_code=304, headers=headers)
+    data = picture()
+    return Response(data, media_type=_media_type(data), headers=headers)
 
 
 def _match(row: Mapping[str, Any]) -> PictureMatch:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -133,6 +134,46 @@ def stylize(services: Services, picture: bytes, style: Style, brush: Brush, *, d
     outcome = Outcome(brush.format, content="upload")
     paint(services, picture, style, brush, outcome, defer=defer)
     return outcome
+
+
+@dataclass(frozen=True)
+class Example:
+    """What a fast style makes of a gallery picture, not painted yet.
+
+    Attributes:
+        fingerprint: of everything that decides how the painting looks.
+    """
+
+    services: Services
+    slug: str
+    content: dict[str, Any]
+    size: int
+    fingerprint: str
+
+    def paint(self) -> bytes:
+        """The painting as a JPEG."""
+        outcome = Outcome("jpeg", content=self.content["id"])
+        paint(
+            self.services,
+            self.content["data"],
+            Style(self.slug, slug=self.slug),
+            Brush(self.size, format="jpeg"),
+            outcome,
+        )
+        return outcome.data
+
+
+def example(services: Services, slug: str, content_id: str | None, size: int) -> Example:
+    """The example of a fast style, by default of the gallery's first picture.
+
+    Raises:
+        NotFound: no fast style has that slug, or no gallery picture that id.
+    """
+    network = call(services.stylizer.fingerprint, slug=slug)
+    content_id = content_id or call(services.retriever.about)["first"]
+    content = call(services.retriever.picture, picture_id=content_id)
+    picture = hashlib.sha256(content["data"]).hexdigest()
+    return Example(services, slug, content, size, f"{network} {picture} {size}")
 
 
 def named_style(services: Services, style_id: str) -> Style:

@@ -68,10 +68,11 @@ class Retriever:
     @bentoml.api
     @answers
     def about(self) -> Answer:
-        """Name and size of the gallery, how content is searched for, and the device that embeds and paints."""
+        """Name, size and first picture of the gallery, how content is searched for, and the device that paints."""
         gallery = self._retrieval.gallery
         return {
             "name": gallery.name,
+            "first": gallery.pictures[0].id,
             "pictures": len(gallery.pictures),
             "indexed": len(self._retrieval.index),
             "search": self._retrieval.text.parts,

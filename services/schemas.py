@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from services.jobs import MOST_LOSSES, State
 from services.settings import settings
+from shared.fast_models import Card
 from shared.images import FORMATS
 from shared.text_search import MAX_K
 
@@ -121,6 +122,23 @@ class ErrorAnswer(BaseModel):
     error: ErrorBody
 
 
+class StyleCard(Card):
+    """A fast style's card, and what the network weighs."""
+
+    bytes: int = Field(description="size of the network's file")
+
+
+class Limits(BaseModel):
+    """What requests may ask for, and how large uploads may be."""
+
+    size: int = Field(description="largest longer side of a fast painting, pixels")
+    optimize_size: int = Field(description="largest longer side of an optimised or instant painting, pixels")
+    steps: int = Field(description="most steps of the optimiser")
+    body_bytes: int = Field(description="largest request body")
+    pixels: int = Field(description="largest uploaded picture, width × height")
+    side: int = Field(description="least shorter side of an uploaded picture, pixels")
+
+
 class LossPoint(BaseModel):
     """The terms of the loss at one step."""
 
@@ -157,7 +175,7 @@ class JobStatus(BaseModel):
 
 
 class Health(BaseModel):
-    """What runs, and on what."""
+    """What runs, on what, and within which limits."""
 
     version: str
     provider: str = Field(description="what runs the fast models, as in the header Lienzo-Provider")
@@ -167,6 +185,7 @@ class Health(BaseModel):
     gallery: str
     pictures: int
     search: list[str] = Field(description="what content is searched by: words, sentences, pictures")
+    limits: Limits
 
 
 class StyleQuery(_Request):

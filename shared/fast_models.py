@@ -181,6 +181,11 @@ class FastModel:
 
         return LargePainter((self.folder / MODEL_FILE).read_bytes(), self._open)
 
+    @cached_property
+    def bytes(self) -> int:
+        """Size of the network's file."""
+        return (self.folder / MODEL_FILE).stat().st_size
+
     def fits(self, pixels: int) -> bool:
         """Whether a picture of so many pixels is painted in one pass, within :data:`WHOLE_BYTES`."""
         return pixels * self.running.bytes_per_pixel <= WHOLE_BYTES

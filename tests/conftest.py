@@ -20,6 +20,10 @@ from shared.gallery_index import open_index
 from shared.style_space import StyleEncoder, StyleSpace
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--screenshots", type=Path, metavar="DIR", help="write the README's pictures of the page to DIR")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def two_threads() -> None:
     """The networks here are small; more threads only wait for one another."""

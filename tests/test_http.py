@@ -407,6 +407,27 @@ def test_styles_are_the_cards_and_a_dropped_in_folder_adds_one(client, twin):
     card = cards[twin.slug]
     assert card["name"] == "The Twin" and card["cluster"]["radius"] == 0.05
     assert re.fullmatch("[0-9a-f]{64}", card["sha256"])
+    assert card["bytes"] == (twin.folder / twin.slug / "model.onnx").stat().st_size
+
+
+def test_an_example_of_a_style_is_painted_and_remembered_by_its_etag(client, slug):
+    address = f"/v1/styles/{slug}/example"
+    first, small = client.get(address), client.get(f"{address}?content_id={BOATING}&size=64")
+    assert max(picture_of(first).size) == 320 and max(picture_of(small).size) == 64
+    assert small.headers["content-type"] == "image/jpeg" and "max-age" in small.headers["cache-control"]
+    tag = small.headers["etag"]
+    known = client.get(f"{address}?content_id={BOATING}&size=64", headers={"if-none-match": f'"no", W/{tag}'})
+    assert (known.status_code, known.content, known.headers["etag"]) == (304, b"", tag)
+    others = (
+        f"{address}?size=64",
+        f"{address}?content_id={BOATING}&size=80",
+        f"{address}?content_id={ANOTHER}&size=64",
+    )
+    tags = {client.get(other, headers={"if-none-match": tag}).headers["etag"] for other in others}
+    assert len(tags | {tag}) == 4
+    refused(client.get("/v1/styles/nowhere/example"), 404, "not_found", field="style")
+    refused(client.get(f"{address}?content_id=nothing"), 404, "not_found", field="id")
+    refused(client.get(f"{address}?size=2000"), 422, "invalid_input", field="size")
 
 
 def test_health_says_what_runs_and_what_was_refused(client, twin):
@@ -417,6 +438,25 @@ def test_health_says_what_runs_and_what_was_refused(client, twin):
     assert health["refused"] == [twin.refused]
     assert health["provider"].startswith(("OpenVINO CPU ", "CPUExecution", "CUDAExecution"))
     assert re.fullmatch(r"\d+\.\d+\.\d+", health["version"])
+
+
+def test_what_health_calls_the_limits_are_the_limits(client, photo, slug):
+    limits = client.get("/v1/health").json()["limits"]
+    asked = {"content_id": BOATING, "style_id": slug, "engine": "fast"}
+    refused(
+        client.post("/v1/text_to_art", json=asked | {"size": limits["size"] + 1}), 422, "invalid_input", field="size"
+    )
+    at_once = {"content_id": BOATING, "style_id": OUTSIDE, "engine": "instant"}
+    too_large = client.post("/v1/text_to_art", json=at_once | {"size": limits["optimize_size"] + 1})
+    assert str(limits["optimize_size"]) in refused(too_large, 422, "invalid_input", field="size")["message"]
+    many = client.post("/v1/text_to_art", json=asked | {"steps": limits["steps"] + 1})
+    assert str(limits["steps"]) in refused(many, 422, "invalid_input", field="steps")["message"]
+    thin = pictures.save(hills(64, limits["side"] - 1), "PNG")
+    assert (
+        str(limits["side"])
+        in refused(stylize(client, thin, style=slug), 422, "picture_too_small", field="image")["message"]
+    )
+    assert limits["body_bytes"] == 32 * 2**20 and limits["pixels"] == 64_000_000
 
 
 def test_pictures_come_whole_or_reduced_and_are_remembered_by_their_etag(client):
@@ -804,7 +844,7 @@ def test_the_api_is_described(client):
     assert set(paths) == {
         "/v1/text_to_art", "/v1/stylize", "/v1/optimize", "/v1/retrieve/content", "/v1/retrieve/style",
         "/v1/jobs/{id}", "/v1/jobs/{id}/result", "/v1/jobs/{id}/preview", "/v1/jobs/{id}/events",
-        "/v1/styles", "/v1/pictures/{id}", "/v1/health",
+        "/v1/styles", "/v1/styles/{slug}/example", "/v1/pictures/{id}", "/v1/health",
     }  # fmt: skip
     for operations in paths.values():
         for method, operation in operations.items():

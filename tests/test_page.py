@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
+from accessibility import axe_script, violations
 from PIL import Image
 
 from services.http import WEB
@@ -32,6 +34,7 @@ QUIET = [
     "--disable-sync",
 ]
 MOST_BYTES = 100_000
+MOST_SCREENSHOT_BYTES = 200_000
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +43,12 @@ def browser() -> Iterator[sync_api.Browser]:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
         yield browser
         browser.close()
+
+
+@pytest.fixture(scope="module")
+def axe(tmp_path_factory) -> str:
+    """The script of axe-core."""
+    return axe_script(tmp_path_factory.mktemp("axe"))
 
 
 @pytest.fixture
@@ -61,8 +70,9 @@ def visit(browser, server_url) -> Iterator[Callable[..., sync_api.Page]]:
         return page
 
     def is_wrong(message: sync_api.ConsoleMessage) -> bool:
-        # The browser also notes every refusal, which is what some tests ask for.
-        return message.type in ("error", "warning") and "status of 4" not in message.text
+        # The browser also notes every refusal; 4xx and 503 are what some tests ask for.
+        refused = "status of 4" in message.text or "status of 503" in message.text
+        return message.type in ("error", "warning") and not refused
 
     def is_foreign(url: str) -> bool:
         return not url.startswith((f"{server_url}/", f"blob:{server_url}/", "data:"))
@@ -266,7 +276,7 @@ def test_a_file_that_is_no_picture_is_refused_in_place(visit):
     error = page.locator("#words-error")
     error.wait_for()
     assert error.get_attribute("role") == "alert"
-    assert "no JPEG, PNG" in error.inner_text() and "Send a picture" in error.inner_text()
+    assert "is no picture" in error.inner_text() and "Send a picture" in error.inner_text()
     assert page.is_hidden("#exhibit")
     page.get_by_label("Title").fill(WORDS)
     assert page.is_visible("#examples")
@@ -353,8 +363,9 @@ def test_an_unseen_style_is_previewed_at_once_and_then_optimised(visit):
     engines = []
 
     def note(answer: sync_api.Response) -> None:
-        if "lienzo-engine" in answer.headers:
-            engines.append((answer.headers["lienzo-engine"], answer.request.post_data_json["size"]))
+        asked = answer.request.post_data_json if answer.request.method == "POST" else None
+        if "lienzo-engine" in answer.headers and (asked or {}).get("size") != 192:  # those are the tiles
+            engines.append(answer.headers["lienzo-engine"])
 
     page.on("response", note)
     page.get_by_text("Cómo se pinta").evaluate("summary => (summary.parentElement.open = true)")
@@ -369,40 +380,10 @@ def test_an_unseen_style_is_previewed_at_once_and_then_optimised(visit):
     painted(page)
     assert page.is_hidden("#sketch")
     assert "Pintado por el optimizador en un paso" in page.inner_text("#made")
-    assert [engine for engine in engines if engine[1] == 256] == [("instant", 256), ("optimize", 256)]
+    assert engines == ["instant", "optimize"]
     # What is heard: that there is a preview, that the optimiser paints, that it is done.
     heard = [text for text in said if text.startswith(("Ya hay", "El optimizador", "La pintura"))]
     assert [text.split()[0] for text in heard] == ["Ya", "El", "La"]
-
-
-def test_a_painting_that_takes_long_is_fetched_from_its_job(visit):
-    page = visit()
-
-    def hurry(route: sync_api.Route) -> None:
-        headers = route.request.headers
-        if route.request.post_data_json["engine"] == "optimize":
-            headers |= {"prefer": "wait=0"}
-        route.continue_(headers=headers)
-
-    page.route("**/v1/text_to_art", hurry)
-    with page.expect_response("**/v1/jobs/*/result") as answer:
-        page.goto(f"{page.url}?title={WORDS}&engine=optimize&size=64&steps=1")
-    painted(page)
-    assert answer.value.status == 200
-    assert "by the optimiser in one step" in page.inner_text("#made")
-
-    # Whoever stops waiting cancels it.
-    page.get_by_text("How it is painted").click()
-    page.get_by_label("Longer side").evaluate("size => (size.value = '512')")
-    page.get_by_label("Steps of the optimiser").fill("500")
-    page.get_by_role("button", name="Paint again").click()
-    page.wait_for_selector("[data-doing=optimizing]")
-    with page.expect_response(lambda answer: "/v1/jobs/" in answer.url):
-        pass
-    with page.expect_response(lambda answer: answer.request.method == "DELETE") as cancelled:
-        page.get_by_role("button", name="Stop").click()
-    assert cancelled.value.json()["state"] == "cancelled"
-    assert page.inner_text("#status") == "Stopped."
 
 
 def test_without_a_decoder_the_optimiser_paints_without_a_preview(visit):
@@ -420,6 +401,273 @@ def test_without_a_decoder_the_optimiser_paints_without_a_preview(visit):
     painted(page)
     assert "by the optimiser in one step" in page.inner_text("#made")
     assert page.is_hidden("#painting-error")
+
+
+def test_a_job_is_followed_found_again_and_cancelled(visit, server_url):
+    page, asked = visit(f"/?title={WORDS}&engine=optimize&size=128&steps=400"), []
+    page.wait_for_selector("#steps-made:not([hidden])")
+    page.wait_for_selector("#curve:not([hidden])")
+    job = httpx.URL(page.url).params["job"]
+    assert re.match(r"Loss .+ at first, .+ after step \d+", page.get_attribute("#curve svg", "aria-label"))
+    assert page.locator("#curve polyline").evaluate("line => line.points.length") >= 2
+    page.wait_for_selector("#after[alt*='while it is painted']")
+    assert page.is_hidden("#download")
+
+    page.on("request", lambda request: asked.append(request.method) if "/v1/text_to_art" in request.url else None)
+    page.reload()
+    page.wait_for_selector("#steps-made:not([hidden])")
+    assert httpx.URL(page.url).params["job"] == job and not asked
+    assert re.search(r"step \d+ of 400", page.inner_text("#doing"))
+    with page.expect_response(lambda answer: answer.request.method == "DELETE"):
+        page.get_by_role("button", name="Stop").click()
+    assert httpx.get(f"{server_url}/v1/jobs/{job}").json()["state"] == "cancelled"
+    assert page.is_hidden("#progress") and page.is_hidden("#curve")
+    assert "job=" not in page.url
+
+
+def test_a_sheet_shows_every_picture_in_every_style(visit, twin):
+    page, engines, refusals = visit(f"/?title={WORDS}&style={twin.slug}&engine=fast&size=128&format=jpeg"), set(), []
+    painted(page)
+    page.wait_for_selector("#fast .card:last-child img")  # the tiles of the fast styles are painted
+    button, said = page.locator("#sheet-paint"), page.locator("#sheet-said")
+    tiles = page.locator("#sheet .tile")
+
+    def refuse(route: sync_api.Route) -> None:
+        engines.add(route.request.post_data_json["engine"])
+        if refusals:
+            error = {"code": "unreachable", "message": "busy.", "hint": "", "field": None}
+            status = refusals.pop(0)
+            route.fulfill(status=status, headers={} if status == 422 else {"Retry-After": "1"}, json={"error": error})
+        else:
+            route.continue_()
+
+    page.route("**/v1/text_to_art", refuse)
+    button.click()
+    page.wait_for_function("() => document.querySelectorAll('#sheet .tile').length >= 2")
+    assert button.inner_text() == "Stop"
+    button.click()
+    page.wait_for_function("() => document.querySelector('#sheet-paint').textContent === 'Paint the rest'")
+    before = tiles.count()
+    assert 2 <= before < 25 and page.is_hidden("#sheet-save")
+    assert page.inner_text("#status") == "Stopped."
+    assert said.inner_text() == f"{before} of 25 painted"
+    refusals += [503, 429, 422]
+    button.click()
+    page.wait_for_function("() => document.querySelector('#sheet-said').textContent.includes('busy')")
+    page.wait_for_selector("#sheet-save:not([hidden])", timeout=240_000)
+    # It waits where the service is busy, and passes over what cannot be painted.
+    assert tiles.count() == 24 and page.inner_text("#status") == "24 of 25 painted"
+    assert page.inner_text("#sheet .none") == "This one cannot be painted."
+    assert engines == {"fast", "instant"} and not refusals
+
+    contents, styles = (page.locator(f"#sheet {part} th cite").all_inner_texts() for part in ("tbody", "thead"))
+    assert contents == page.locator("#contents cite").all_inner_texts() and styles[0] == "The Twin"
+    expected = [f"{content}, painted in the style of {style}" for content in contents for style in styles]
+    first_of_second = expected[5]
+    del expected[before]
+    assert page.locator("#sheet .tile img").evaluate_all("images => images.map(image => image.alt)") == expected
+
+    with page.expect_download() as waiting:
+        page.click("#sheet-save")
+    assert waiting.value.suggested_filename == "lienzo-sheet.jpg"
+    sheet = Image.open(waiting.value.path())
+    assert sheet.format == "JPEG" and sheet.width > 5 * 260 and sheet.height > 5 * 208
+    for row in range(5):
+        for column in range(5):
+            x, y = 48 + 230 + 284 * column, 48 + 104 + 92 + 232 * row
+            drawn = np.asarray(sheet.convert("L").crop((x, y, x + 120, y + 60))).std() > 2
+            assert drawn == (5 * row + column != before), (row, column)
+    title = np.asarray(sheet.convert("L").crop((48, 48, 600, 100)))
+    assert title.min() < 80 < title.max()
+
+    second = page.locator("#sheet tbody tr").nth(1).locator(".tile").first
+    assert f"style={twin.slug}" in second.get_attribute("href")
+    second.focus()
+    page.keyboard.press("Enter")
+    page.wait_for_selector(f"#after[alt={first_of_second!r}]")
+    painted(page)
+    assert tiles.count() == 24  # the sheet stays
+    assert checked(page, "style") == twin.slug and page.inner_text("#painting-title") == contents[1]
+
+
+def test_the_page_offers_no_more_than_the_service_paints(visit, twin, server_url):
+    health = httpx.get(f"{server_url}/v1/health").json()
+    health["limits"] |= {"size": 700, "optimize_size": 300, "steps": 20}
+    page = visit("/nowhere")
+    page.route("**/v1/health", lambda route: route.fulfill(json=health))
+    page.goto(f"{server_url}/?title={WORDS}&style={twin.slug}&size=2048&steps=100&strength=0.5&format=jpeg")
+    painted(page)
+
+    def sizes() -> list[str]:
+        return page.locator("#size option").evaluate_all("options => options.map(option => option.value)")
+
+    assert sizes() == ["256", "512", "700"]
+    assert page.get_attribute("#steps", "max") == "20"
+    name, data = download(page)
+    painting = Image.open(io.BytesIO(data))
+    assert name.endswith(".jpg") and (painting.format, max(painting.size)) == ("JPEG", 700)
+    assert f'"Style": "{twin.slug}"' in painting.getexif()[270]
+    page.get_by_text("How it is painted").click()
+    page.get_by_label("Painted by").select_option("instant")
+    page.locator("#near .card").first.click()
+    with page.expect_request(lambda request: "instant" in (request.post_data or "")) as asked:
+        page.get_by_role("button", name="Paint again").click()
+    assert asked.value.post_data_json["steps"] == 20 and asked.value.post_data_json["size"] == 300
+    assert sizes() == ["256", "300"]
+
+
+def test_a_large_picture_is_reduced_before_it_travels(visit, twin):
+    page = visit(f"/?engine=fast&size=64&style={twin.slug}")
+    page.evaluate(
+        "() => { const real = fetch; window.sent = []; window.fetch = (path, init) => {"
+        " if (init?.body instanceof FormData) sent.push(init.body.get('image').type); return real(path, init); } }"
+    )
+    page.set_input_files("#own-photo", picture(size=(3000, 1500)))
+    painted(page)
+    assert set(page.evaluate("sent")) == {"image/jpeg"}
+    assert page.locator("#before").evaluate("before => [before.naturalWidth, before.naturalHeight]") == [2048, 1024]
+    assert Image.open(io.BytesIO(download(page)[1])).size == (64, 32)
+    assert page.get_attribute("#own-photo", "capture") == "environment"
+
+
+PASTE = """bytes => {
+  const transfer = new DataTransfer();
+  transfer.items.add(new File([new Uint8Array(bytes)], "pasted.png", { type: "image/png" }));
+  document.activeElement.dispatchEvent(new ClipboardEvent("paste", { clipboardData: transfer, bubbles: true }));
+}"""
+
+
+def test_a_picture_can_be_pasted_and_refusals_are_kind_in_both_languages(visit, twin):
+    page = visit(f"/?engine=fast&size=64&style={twin.slug}", locale="es-ES")
+    error = page.locator("#words-error")
+    asked = []
+    page.on("request", lambda request: asked.append(request.url) if "/v1/retrieve" in request.url else None)
+    page.wait_for_selector("#examples img")
+    asked.clear()
+    for name, data, spanish, english in (
+        ("a.png", picture(size=(60, 12))["buffer"], "solo tiene 60 × 12 píxeles", "only 60 × 12 pixels"),
+        ("a.png", picture(size=(4000, 16))["buffer"], "demasiado alargada", "too elongated"),
+        ("a.txt", b"words, no picture", "no es una imagen", "is no picture"),
+        ("a.png", b"", "está vacío", "is empty"),
+    ):
+        kind = "text/plain" if name == "a.txt" else "image/png"
+        page.set_input_files("#own-content", {"name": name, "mimeType": kind, "buffer": data})
+        page.wait_for_function("text => document.querySelector('#words-error').innerText.includes(text)", arg=spanish)
+        assert error.locator("p").count() == 2  # what is wrong, and what to do
+        page.click("#language")
+        assert english in error.inner_text()
+        page.click("#language")
+    assert not asked and page.is_hidden("#exhibit")
+    page.evaluate(PASTE, list(picture()["buffer"]))
+    painted(page)
+    assert "pasted.png" in page.inner_text("#contents") and error.is_hidden()
+
+
+def test_the_networks_are_shown_with_what_they_learned_and_how_good_they_are(visit, server_url):
+    page = visit("/web/networks.html", width=360)
+    cards = httpx.get(f"{server_url}/v1/styles").json()
+    page.wait_for_selector(".network img")
+    assert page.locator(".network h2").all_inner_texts() == [card["name"] for card in cards]
+    for at, card in enumerate(cards):
+        text = page.locator(".network").nth(at).inner_text()
+        assert all(style["title"] in text for style in card["styles"])
+        assert f"{card['bytes'] / 1e6:.1f} MB" in text and f"{card['parameters']:,} parameters" in text
+        assert f"{card['reference']['network_total']:.2f}".rstrip("0").rstrip(".") in text
+        steps = card["reference"]["equals_steps"]
+        assert (f"{steps} steps from noise" if steps else "more than 100 steps") in text
+    first = page.locator(".network img").first
+    page.wait_for_function("() => document.querySelector('.network img').naturalWidth === 320")
+    assert "painted by the network" in first.get_attribute("alt")
+    # A phone sees the first cards; the last one's picture is not even asked for.
+    assert not page.locator(".network img").last.evaluate("image => image.complete")
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    page.click("#language")
+    assert page.inner_text("h1") == "Las redes y lo que aprendieron"
+    assert "Aprendido de" in page.inner_text("#networks")
+    page.get_by_role("link", name="Pintar en este estilo").first.click()
+    page.wait_for_url(f"**style={cards[0]['slug']}**")
+
+
+STATES = {
+    "entrance": ("/", {}),
+    "entrance in the dark, in Spanish": ("/", {"color_scheme": "dark", "locale": "es-ES"}),
+    "painting": (f"/?title={WORDS}&engine=fast&size=64", {}),
+    "painting on a phone in the dark": (f"/?title={WORDS}&engine=fast&size=64", {"color_scheme": "dark", "width": 360}),
+    "refusal": ("/?title=zzzz+qqqq", {}),
+    "networks": ("/web/networks.html", {"color_scheme": "dark"}),
+}
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_axe_finds_nothing_serious(visit, axe, state):
+    address, options = STATES[state]
+    page = visit(address, **options)
+    if "painting" in state:
+        painted(page)
+        page.locator("details").evaluate("details => (details.open = true)")
+        page.click("#sheet-paint")
+        page.wait_for_selector("#sheet .tile")
+        page.click("#sheet-paint")
+    page.wait_for_selector(
+        {"refusal": "#words-error .what", "networks": ".network dl"}.get(state, "#examples img, #after")
+    )
+    assert violations(page, axe) == []
+
+
+def test_targets_are_large_enough_for_a_finger(visit):
+    page = visit(f"/?title={WORDS}&engine=fast&size=64", width=360)
+    painted(page)
+    page.locator("details").evaluate("details => (details.open = true)")
+    small = page.evaluate(
+        "() => [...document.querySelectorAll('a, button, select, summary, input:not(.unseen), label.card, .own label')]"
+        ".filter(one => one.checkVisibility() && !one.closest('#cut'))"
+        ".map(one => [one.outerHTML.slice(0, 80), one.getBoundingClientRect()])"
+        ".filter(([, { width, height }]) => Math.min(width, height) < 24 && width > 0).map(([html]) => html)"
+    )
+    # A range's thumb is what is touched; a check box has its label.
+    assert [html for html in small if 'type="range"' not in html and 'type="checkbox"' not in html] == []
+
+
+def test_the_readme_shows_the_page(visit, request):
+    """Writes the pictures, on demand: `pytest tests/test_page.py -k readme --screenshots services/web/examples`."""
+    folder = request.config.getoption("--screenshots")
+    if folder is None:
+        pytest.skip("writes pictures only where --screenshots names a folder")
+
+    def keep(page: sync_api.Page, name: str, **options) -> None:
+        path = folder / f"page-{name}.jpg"
+        page.screenshot(path=path, type="jpeg", quality=80, **options)
+        assert path.stat().st_size < MOST_SCREENSHOT_BYTES
+
+    page = visit()
+    seen = (
+        "() => [...document.querySelectorAll('#examples img')].filter(({ naturalWidth }) => naturalWidth).length === 6"
+    )
+    page.wait_for_function(seen)
+    page.wait_for_selector("#about:not(:empty)")
+    keep(page, "entrance")
+    page.goto(f"{page.url}?title={WORDS}&style=great-wave")
+    painted(page)
+    keep(page, "painting")
+    page.click("#sheet-paint")
+    page.wait_for_selector("#sheet-save:not([hidden])", timeout=300_000)
+    page.set_viewport_size({"width": 1280, "height": 1000})
+    page.locator("#sheet").scroll_into_view_if_needed()
+    page.evaluate("document.querySelector('#sheet').scrollIntoView()")
+    keep(page, "sheet")
+    phone = visit(f"/?title={WORDS}&style=starry-night&size=256", width=360, color_scheme="dark")
+    painted(phone)
+    keep(phone, "phone")
+    page = visit(f"/?title={WORDS}&engine=optimize&size=256&steps=60")
+    page.wait_for_selector("#after[alt*='while it is painted']", timeout=300_000)
+    page.wait_for_function("() => document.querySelector('#steps-made').value > 15", timeout=300_000)
+    keep(page, "optimiser")
+    page = visit("/web/networks.html")
+    page.wait_for_function(
+        "() => [...document.querySelectorAll('.network img')].slice(0, 3).every(({ naturalWidth }) => naturalWidth)"
+    )
+    page.evaluate("scrollTo(0, 350)")
+    keep(page, "networks")
 
 
 def test_spanish(visit):

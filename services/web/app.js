@@ -2,10 +2,16 @@
 
 import * as api from "./api.js";
 import { hang, take, unveil } from "./compare.js";
+import * as jobs from "./jobs.js";
 import { duration, language, number, t, toggle, translate } from "./language.js";
+import { prepare } from "./own.js";
+import * as sheet from "./sheet.js";
 import { byline, hangCards, hangExamples, make, refuse, tile } from "./wall.js";
 
-const OPTIONS = { size: 512, strength: 1, preserve_color: false, engine: "auto", steps: 60 };
+const { sleep } = api;
+const OPTIONS = { size: 512, strength: 1, preserve_color: false, engine: "auto", steps: 60, format: "png" };
+const SIZES = [256, 512, 768, 1024, 2048];
+const FORMATS = { png: "png", jpeg: "jpg" };
 const EXAMPLES = [
   {
     title: "A boat trip on a sunny day",
@@ -22,8 +28,12 @@ const OWN_CONTENT = ":content";
 const OWN_STYLE = ":style";
 const PAUSE = { choice: 250, options: 450, optimizer: 1200 };
 const TILE = { size: 192, engine: "fast", format: "jpeg" };
+const SHEET = { side: 5, size: 256 };
 const LARGEST_PREVIEWED_UPLOAD = 4 * 2 ** 20;
-const LARGE_UPLOAD = 16 * 2 ** 20;
+/** Until the service has said its own, those that it has where nobody set others. */
+const LIMITS = { size: 2048, optimize_size: 1024, steps: 500, body_bytes: 32 * 2 ** 20, pixels: 64e6, side: 16 };
+
+const PARTS = ["#exhibit", "#contents", "#styles", "#sheet"];
 
 const $ = (selector) => document.querySelector(selector);
 const places = { words: $("#words-error"), styles: $("#styles-error"), painting: $("#painting-error") };
@@ -40,7 +50,13 @@ const state = {
   examples: [],
   result: null,
   health: null,
+  limits: LIMITS,
+  job: null,
 };
+/** Every gallery picture that was met, by its id. */
+const met = new Map();
+/** Which network has learned a style, by the style's file or id; empty where none has. */
+const learned = new Map();
 let way = new AbortController();
 const refusals = new Map();
 
@@ -73,13 +89,19 @@ async function follow(from, { wanted = {}, pause = 0 } = {}) {
   }
 }
 
+/** Remember what the pictures are, though not how far they are from what was looked for. */
+function meet(works) {
+  for (const { distance: _, ...work } of works) met.set(work.id, work);
+  return works;
+}
+
 async function lookForContents(wanted, signal) {
   const { title, description } = state.words;
   state.matches = [];
   if (title || description) {
     announce(t("finding"));
     try {
-      state.matches = await api.findContents(title, description, { signal });
+      state.matches = meet(await api.findContents(title, description, { signal }));
       announce(t("found", { count: state.matches.length }));
     } catch (error) {
       if (!wanted || error.code !== "no_match") throw error;
@@ -90,7 +112,7 @@ async function lookForContents(wanted, signal) {
 
 async function lookForStyles(wanted, signal) {
   announce(t("near_styles"));
-  state.near = await api.findStyles(state.content, { signal });
+  state.near = meet(await api.findStyles(state.content, { signal }));
   await arrived;
   chooseStyle(wanted);
 }
@@ -109,17 +131,18 @@ function choose(works, id) {
   const found = works.find((work) => work.id === id);
   if (found) return found;
   const url = `/v1/pictures/${encodeURIComponent(id)}`;
-  works.unshift({ id, title: id, url, thumbnail: `${url}?size=320` });
+  works.unshift({ id, title: id, url, thumbnail: `${url}?size=320`, ...met.get(id) });
   return works[0];
 }
 
 async function paint(signal) {
   const { content, style, options } = state;
+  const begun = await taken(signal);
   label();
   progress("painting");
-  if (await optimized(content, style, options, signal)) {
+  if (!begun && (await optimized(content, style, options, signal))) {
     // A preview where the server can make one; whatever else is wrong, the optimiser would refuse too.
-    const sketch = await api.paint(content, style, { ...options, engine: "instant" }, { signal }).catch((error) => {
+    const sketch = await api.paint(content, style, { ...within(options), engine: "instant" }, { signal }).catch((error) => {
       if (error.code !== "engine_unavailable") throw error;
       return null;
     });
@@ -130,20 +153,110 @@ async function paint(signal) {
     }
     progress("optimizing");
   }
-  await finish({ ...(await api.paint(content, style, options, { signal })), content, style });
+  const answer = begun ? { job: begun } : await api.paint(content, style, within(options), { signal });
+  const painting = answer.job ? await watch(answer.job, signal) : answer;
+  await finish({ ...painting, content, style });
 }
 
-/** Whether the optimiser is going to paint: with `auto`, where the nearest network has not learned the style. */
+/** The job that the address names, if it can still be followed: after a reload it goes on. */
+async function taken(signal) {
+  const job = state.job && (await api.job(state.job).catch(() => null));
+  signal.throwIfAborted();
+  const usable = job && ["queued", "running", "done"].includes(job.state);
+  state.job = null;
+  if (!usable) remember();
+  return usable ? job : null;
+}
+
+/** Follow the optimiser's job while its painting evolves in the frame; answers the painting. */
+async function watch(job, signal) {
+  state.job = job.id;
+  remember();
+  if ($("#doing").dataset.doing !== "optimizing") progress("optimizing"); // else it was said already
+  let [shown, over] = [null, false];
+  const see = async ({ state: doing, position, step, steps, links }) => {
+    if (doing === "queued") $("#doing").textContent = t("queued", { count: position });
+    if (doing === "running") $("#doing").textContent = t("step", { step, steps });
+    if (!links.preview || links.preview === shown) return;
+    shown = links.preview;
+    const blob = await api.picture(shown, { signal }).catch(() => null); // the next one will do
+    if (!blob || signal.aborted || over) return;
+    state.result = null;
+    label();
+    await unveil(blob, t("alt_evolving", { title: state.content.title, style: state.style.title }));
+  };
+  const ended = await jobs.follow(job, see, signal);
+  if (ended.state !== "done") {
+    state.job = null;
+    remember();
+    throw new api.Refusal(ended.error ?? { code: "job_gone", text: { key: "job_gone" } });
+  }
+  const painting = await api.result(ended, { signal });
+  over = true;
+  return painting;
+}
+
+/** Whether the optimiser is going to paint: with `auto`, where no network has learned the style. */
 async function optimized(content, style, { engine }, signal) {
   if (style.card || engine !== "auto") return engine === "optimize" && !style.card;
-  if (!state.fast.some(({ card }) => card.cluster)) return true;
-  // A tile of that network's tells which it is, and how far from what it learned.
-  const tile = await api.paint(content, style, TILE, { signal }).catch((error) => {
+  const network = await networkOf(content, style, signal).catch((error) => {
     if (signal.aborted) throw error;
-    return null;
+    return "";
   });
-  const cluster = state.fast.find(({ id }) => id === tile?.facts.model)?.card.cluster;
-  return !(cluster && Number(tile.facts["model-distance"]) <= cluster.radius);
+  offerSizes();
+  return !network;
+}
+
+/** The network that has learned `style`: a tile of `content` tells which is nearest, and how far from the style. */
+async function networkOf(content, style, signal) {
+  if (style.card) return style.id;
+  if (!state.fast.some(({ card }) => card.cluster)) return "";
+  if (!learned.has(known(style))) {
+    const { facts } = await api.paint(content, style, TILE, { signal });
+    const cluster = state.fast.find(({ id }) => id === facts.model)?.card.cluster;
+    learned.set(known(style), cluster && Number(facts["model-distance"]) <= cluster.radius ? facts.model : "");
+  }
+  return learned.get(known(style));
+}
+
+const known = (style) => style.file ?? style.id;
+
+// The sheet
+
+sheet.install({
+  announce,
+  plan() {
+    const { words, options } = state;
+    const { size, strength, preserve_color, format } = within(options);
+    // What is being looked at is on the sheet, also where it is none of the nearest.
+    const near = state.near.slice(0, SHEET.side);
+    const styles = near.includes(state.style) ? near : [state.style, ...near].filter(Boolean).slice(0, SHEET.side);
+    return {
+      contents: onWall(),
+      styles,
+      title: words.title || words.description,
+      options: { size: Math.min(SHEET.size, size), strength, preserve_color, format, painters: new Map() },
+    };
+  },
+  async paint(content, style, { size, strength, preserve_color, painters }, signal) {
+    const network = await networkOf(content, style, signal);
+    // Two styles of one network would give the same column twice: the second is painted by its own statistics.
+    if (network && !painters.has(network)) painters.set(network, known(style));
+    const engine = network && painters.get(network) === known(style) ? "fast" : "instant";
+    return (await api.paint(content, style, { size, strength, preserve_color, engine, format: "jpeg" }, { signal })).blob;
+  },
+  open(content, style) {
+    Object.assign(state, { content, style, job: null });
+    remember("push");
+    bringIntoView($("#exhibit"));
+    follow("content", { wanted: style.file ? {} : { style: style.id } });
+  },
+  address: (content, style) => (content.file || style.file ? null : addressOf({ ...state, content, style, job: null })),
+});
+
+/** The pictures to choose from, as many as a sheet has rows. */
+function onWall() {
+  return [state.own.content, ...state.matches].filter(Boolean).slice(0, SHEET.side);
 }
 
 async function finish(result) {
@@ -178,34 +291,27 @@ function forget(style) {
 
 // One's own pictures
 
-async function adopt(role, file) {
+async function adopt(role, original) {
   const place = role === "content" ? places.words : places.styles;
   const signal = begin();
-  const work = {
-    id: role === "content" ? OWN_CONTENT : OWN_STYLE,
-    get title() {
-      return t("own_picture");
-    },
-    artist: file.name,
-    file,
-    url: URL.createObjectURL(file),
-  };
-  work.thumbnail = work.url;
+  announce(t("checking"));
+  let work = null;
   try {
-    announce(t("checking"));
-    // Finding its styles is also what tells whether it is a picture at all.
-    const near = await api.findStyles(work, { signal });
     await arrived;
+    const file = await prepare(original, state.limits, state.limits.size);
+    signal.throwIfAborted();
+    work = own(role, file);
+    // Finding its styles is also what tells whether the server can read it.
+    const near = meet(await api.findStyles(work, { signal }));
+    Object.assign(state, { [role]: work, job: null });
     state.own[role] = work;
-    state[role] = work;
     if (role === "content") {
       state.near = near;
       chooseStyle();
     }
   } catch (error) {
-    URL.revokeObjectURL(work.url);
+    if (work) URL.revokeObjectURL(work.url);
     if (signal.aborted) return;
-    if (error.code === "no_answer" && file.size > LARGE_UPLOAD) error.hint = t("hint_large_upload");
     explain(place, error);
     rest();
     return;
@@ -214,13 +320,34 @@ async function adopt(role, file) {
   await follow("style");
 }
 
-for (const role of ["content", "style"]) {
-  const input = $(`#own-${role}`);
+/** A file of one's own as a work on the wall. */
+function own(role, file) {
+  const url = URL.createObjectURL(file);
+  return {
+    id: role === "content" ? OWN_CONTENT : OWN_STYLE,
+    get title() {
+      return t("own_picture");
+    },
+    artist: file.name,
+    file,
+    url,
+    thumbnail: url,
+  };
+}
+
+for (const input of document.querySelectorAll("[data-own]")) {
   input.addEventListener("change", () => {
-    if (input.files.length) adopt(role, input.files[0]);
+    if (input.files.length) adopt(input.dataset.own, input.files[0]);
     input.value = "";
   });
 }
+
+addEventListener("paste", (event) => {
+  const [file] = event.clipboardData?.files ?? [];
+  if (!file) return; // text, which goes where it always goes
+  event.preventDefault();
+  adopt(document.activeElement?.closest("#styles") ? "style" : "content", file);
+});
 
 addEventListener("dragover", (event) => {
   event.preventDefault();
@@ -232,12 +359,10 @@ addEventListener("dragleave", (event) => {
 addEventListener("drop", (event) => {
   event.preventDefault();
   document.body.classList.remove("dragging");
-  const zone = event.target.closest?.("[data-drop]");
-  if (!zone) return;
+  const role = event.target.closest?.("[data-drop]")?.dataset.drop ?? "content";
   const [file] = event.dataTransfer.files;
-  const place = zone.dataset.drop === "content" ? places.words : places.styles;
-  if (file) adopt(zone.dataset.drop, file);
-  else explain(place, new api.Refusal({ code: "no_file", message: t("drop_files") }));
+  if (file) return adopt(role, file);
+  explain(role === "content" ? places.words : places.styles, new api.Refusal({ code: "no_file", text: { key: "drop_files" } }));
 });
 
 // What a person does
@@ -253,7 +378,7 @@ $("#words").addEventListener("submit", (event) => {
 
 function search() {
   state.words = { title: $("#title").value.trim(), description: $("#description").value.trim() };
-  state.content = null;
+  state.content = state.job = null;
   remember("push");
   follow("words");
 }
@@ -271,6 +396,7 @@ for (const row of [$("#contents"), $("#styles")]) {
     const role = target.name;
     const works = [...Object.values(state.own), ...(role === "content" ? state.matches : [...state.near, ...state.fast])];
     state[role] = works.find(({ id }) => id === target.value);
+    state.job = null;
     remember("push");
     // With the keyboard one walks through the cards, so the page stays where it is.
     if (pointed) bringIntoView($("#exhibit"));
@@ -282,6 +408,8 @@ $("#options").addEventListener("input", showStrength);
 $("#options").addEventListener("change", (event) => {
   readOptions();
   if (!event.currentTarget.checkValidity()) return;
+  state.job = null;
+  offerSizes();
   remember();
   // What takes a second follows the hand; the optimiser waits to be asked.
   const { style, options, result } = state;
@@ -291,12 +419,15 @@ $("#options").addEventListener("change", (event) => {
 $("#options").addEventListener("submit", (event) => {
   event.preventDefault();
   readOptions();
+  state.job = null;
   remember();
   follow("style");
 });
 
 $("#stop").addEventListener("click", () => {
   way.abort();
+  state.job = null;
+  remember();
   rest();
   announce(t("stopped"));
 });
@@ -317,23 +448,43 @@ function readOptions() {
     preserve_color: form.preserve_color.checked,
     engine: form.engine.value,
     steps: Number(form.steps.value),
+    format: form.format.value,
   };
 }
 
 function writeOptions() {
   const form = $("#options").elements;
-  const { size, strength, preserve_color, engine, steps } = state.options;
-  const sizes = [...form.size.options];
-  if (!sizes.some((option) => Number(option.value) === size)) {
-    const larger = sizes.find((option) => Number(option.value) > size) ?? null;
-    form.size.insertBefore(make("option", { value: size, textContent: `${size} px` }), larger);
-  }
-  Object.assign(form.size, { value: size });
+  const { strength, preserve_color, engine, steps, format } = within(state.options);
+  offerSizes();
   Object.assign(form.strength, { value: strength });
   Object.assign(form.preserve_color, { checked: preserve_color });
   Object.assign(form.engine, { value: engine });
-  Object.assign(form.steps, { value: steps });
+  Object.assign(form.steps, { max: state.limits.steps, value: steps });
+  Object.assign(form.format, { value: format });
   showStrength();
+}
+
+/** The longest side that the service paints here: what has to be optimised stays smaller than what a network paints. */
+function largest() {
+  const { style, limits, options } = state;
+  const fast = options.engine === "fast" || (options.engine === "auto" && style && (style.card || learned.get(known(style))));
+  return fast ? limits.size : limits.optimize_size;
+}
+
+/** The options as far as the service allows them. */
+function within(options) {
+  return { ...options, size: Math.min(options.size, largest()), steps: Math.min(options.steps, state.limits.steps) };
+}
+
+/** Offer the sizes that the service paints, and the one that is wanted. */
+function offerSizes() {
+  const { size } = within(state.options);
+  const offered = [...new Set([...SIZES.filter((side) => side <= largest()), size])].sort((a, b) => a - b);
+  const select = $("#size");
+  if (`${[...select.options].map(({ value }) => value)}` !== `${offered}`) {
+    select.replaceChildren(...offered.map((side) => make("option", { value: side, textContent: `${side} px` })));
+  }
+  select.value = size;
 }
 
 function showStrength() {
@@ -344,15 +495,18 @@ function showStrength() {
 
 /** Put the state into the address, so that a link repeats the painting; "push" makes it a step to go back from. */
 function remember(how = "replace") {
-  const { words, content, style, options } = state;
+  history[how === "push" ? "pushState" : "replaceState"](null, "", addressOf(state));
+}
+
+function addressOf({ words, content, style, options, job }) {
   const query = new URLSearchParams();
   if (!content?.file) {
     for (const [name, value] of Object.entries({ ...words, content: content?.id })) if (value) query.set(name, value);
     if (style && !style.file) query.set("style", style.id);
     for (const [name, value] of Object.entries(options)) if (value !== OPTIONS[name]) query.set(name, value);
+    if (job) query.set("job", job);
   }
-  const address = `${query}` ? `/?${query}` : "/";
-  history[how === "push" ? "pushState" : "replaceState"](null, "", address);
+  return `${query}` ? `/?${query}` : "/";
 }
 
 /** Take the state from the address. */
@@ -364,14 +518,16 @@ function recall() {
   $("#description").value = state.words.description;
   state.options = { ...OPTIONS };
   const { options } = state;
-  for (const [name, least, most] of [["size", 64, 4096], ["strength", 0, 1], ["steps", 1, 500]]) {
+  for (const [name, least, most] of [["size", 64, Infinity], ["strength", 0, 1], ["steps", 1, Infinity]]) {
     const value = Number(query.get(name) ?? NaN);
     if (value >= least && value <= most) options[name] = name === "strength" ? value : Math.round(value);
   }
   if (["auto", "fast", "instant", "optimize"].includes(query.get("engine"))) options.engine = query.get("engine");
   options.preserve_color = query.get("preserve_color") === "true";
-  writeOptions();
+  if (query.get("format") in FORMATS) options.format = query.get("format");
   state.content = state.style = null;
+  state.job = query.get("job");
+  writeOptions();
   const wanted = { content: query.get("content"), style: query.get("style") };
   if (state.words.title || state.words.description || wanted.content) return follow("words", { wanted });
   begin();
@@ -399,7 +555,8 @@ function rest() {
 function show() {
   document.body.dataset.view = "exhibition";
   $("#examples").hidden = true;
-  for (const part of ["#exhibit", "#contents", "#styles"]) $(part).hidden = false;
+  for (const part of PARTS) $(part).hidden = false;
+  if (!sheet.shows(onWall())) sheet.clear();
   const { content, result } = state;
   if (result?.content !== content) state.result = null;
   hang(content.file ? content.url : `${content.url}?size=1024`, t("alt_before", { title: content.title }));
@@ -409,8 +566,9 @@ function show() {
 
 async function showEntrance() {
   document.body.dataset.view = "entrance";
-  for (const part of ["#exhibit", "#contents", "#styles"]) $(part).hidden = true;
+  for (const part of PARTS) $(part).hidden = true;
   take();
+  sheet.clear();
   state.result = null;
   if (!state.examples.length) {
     // In another gallery an example may find nothing; it is left out then.
@@ -439,6 +597,7 @@ function hangStyles() {
   hangCards($("#near"), "style", [state.own.style, ...state.near].filter(Boolean), state.style?.id);
   $("#learned").hidden = !state.fast.length;
   hangCards($("#fast"), "style", state.fast, state.style?.id, tile);
+  offerSizes();
 }
 
 /** The wall label beside the painting. */
@@ -456,7 +615,8 @@ function label() {
   download.hidden = !result;
   if (result) {
     download.href = result.url;
-    download.download = `${slug(result.content.title)}-${slug(result.style.title)}.png`;
+    const ending = FORMATS[result.blob.type.replace("image/", "")];
+    download.download = `${slug(result.content.title)}-${slug(result.style.title)}.${ending}`;
   }
 }
 
@@ -511,6 +671,7 @@ function render() {
   hangContents();
   for (const work of state.fast) Object.assign(work, describe(work.card));
   hangStyles();
+  sheet.translateSheet();
   const doing = $("#doing").dataset.doing;
   if (doing) $("#doing").textContent = t(doing);
   $("#language").textContent = language() === "en" ? "Español" : "English";
@@ -549,14 +710,6 @@ function announce(text) {
   $("#status").textContent = text;
 }
 
-function sleep(milliseconds, signal) {
-  signal.throwIfAborted();
-  return new Promise((resolve, reject) => {
-    const timer = setTimeout(resolve, milliseconds);
-    signal.addEventListener("abort", () => (clearTimeout(timer), reject(signal.reason)), { once: true });
-  });
-}
-
 function slug(text) {
   return text.normalize("NFKD").replace(/[\u0300-\u036f]/g, "").toLowerCase().replace(/[^a-z0-9]+/g, "-").replace(/^-|-$/g, "").slice(0, 60) || "painting";
 }
@@ -565,6 +718,9 @@ translate();
 showStrength();
 const arrived = Promise.allSettled([
   api.fastStyles().then((cards) => (state.fast = cards.map(describe))),
-  api.health().then((answer) => (state.health = answer)),
-]).then(render);
+  api.health().then((answer) => Object.assign(state, { health: answer, limits: answer.limits })),
+]).then(() => {
+  writeOptions();
+  render();
+});
 recall();

@@ -45,7 +45,7 @@ export const byline = ({ artist, date }) => [artist, date].filter(Boolean).join(
 export const tile = (style) => (style.thumbnail ? picture(style) : motif(style));
 
 /** Strokes whose colour and direction come from a name, for what has no picture. */
-function motif({ id }) {
+export function motif({ id }) {
   let seed = 7;
   for (const letter of id) seed = (seed * 31 + letter.codePointAt(0)) % 3600;
   const tile = make("span", { className: "motif", data: { slug: id } });
@@ -72,20 +72,25 @@ export function hangExamples(place, examples, pick) {
 
 /** Say in `place` what went wrong and what to do; `again`, where given, is what a button does. */
 export function refuse(place, refusal, again) {
-  const summary = language() === "en" ? "" : t(`refused_${refusal.code}`);
-  const original = { lang: refusal.code === "no_answer" ? language() : "en" };
-  place.replaceChildren(
-    make("p", { className: "what", textContent: summary || sentence(refusal.message), lang: summary ? language() : "en" }),
-    ...[summary && refusal.code !== "no_answer" ? sentence(refusal.message) : "", refusal.hint]
-      .filter(Boolean)
-      .map((text) => make("p", { textContent: text, ...original })),
-  );
+  const [what, ...rest] = explained(refusal).filter(({ textContent }) => textContent);
+  place.replaceChildren(make("p", { className: "what", ...what }), ...rest.map((said) => make("p", said)));
   if (again) {
     const button = make("button", { type: "button", className: "quiet", textContent: t("retry") });
     button.addEventListener("click", again);
     place.append(button);
   }
   place.hidden = false;
+}
+
+/** What went wrong and what to do: the page's own words, or a line of them and then the server's English. */
+function explained({ code, message, hint, text }) {
+  const lang = language();
+  if (text) return [text.key, `${text.key}_hint`].map((key) => ({ textContent: t(key, text.values), lang }));
+  const summary = lang === "en" ? "" : t(`refused_${code}`);
+  const original = code === "no_answer" ? lang : "en";
+  const what = summary ? { textContent: summary, lang } : { textContent: sentence(message), lang: "en" };
+  const detail = summary && code !== "no_answer" ? sentence(message) : "";
+  return [what, { textContent: detail, lang: original }, { textContent: hint, lang: original }];
 }
 
 function picture(work) {
