@@ -14,6 +14,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from services import keys_command
 from services.optimize_command import ADAIN, load_decoder, load_encoder
 from shared import weights as weights_library
 from shared.console import console, explain_errors, notices, stages
@@ -33,6 +34,7 @@ app = typer.Typer(
 )
 weights = typer.Typer(help="The pretrained networks: fetch, list, verify.", no_args_is_help=True)
 app.add_typer(weights, name="weights")
+app.add_typer(keys_command.app, name="keys")
 
 PICTURE_SUFFIXES = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
 
@@ -525,6 +527,7 @@ def _check_state() -> None:
 
 def _prepare() -> ModelLibrary:
     """Fetch and check everything that a service needs, with progress, before any service starts."""
+    from services import keys
     from services.settings import settings
     from shared.devices import pick_device
     from shared.fast_models import ModelLibrary
@@ -533,6 +536,8 @@ def _prepare() -> ModelLibrary:
 
     config = settings()
     pick_device(config.device)
+    if config.keys is not None:
+        keys.read(config.keys)
     with stages() as progress:
         for network in ("vgg19", "adain-decoder"):
             weights_library.fetch(network, progress=progress)
@@ -551,7 +556,7 @@ def _prepare() -> ModelLibrary:
                     markup=False,
                     soft_wrap=True,
                 )
-    library = ModelLibrary(config.model_folders, device=config.device)
+    library = ModelLibrary(config.model_folders, device=config.device, gpu_memory=config.gpu_bytes)
     for refusal in library.refusals:
         notices.print(f"refused: {refusal.reason}", style="yellow", markup=False, soft_wrap=True)
     with stages() as progress:

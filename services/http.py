@@ -14,20 +14,26 @@ from fastapi import Depends, FastAPI, File, Form, Query, Request, Response, Uplo
 from fastapi import Path as PathParameter
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.docs import get_swagger_ui_html
-from fastapi.responses import FileResponse, HTMLResponse
+from fastapi.responses import FileResponse, HTMLResponse, PlainTextResponse
 from pydantic import ValidationError
 from starlette.datastructures import UploadFile as Upload
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartParser
+from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Match, Route
 from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp
 
-from services import http_errors, pipeline
+from services import http_errors, metrics, pipeline
+from services.access import Access, running
+from services.authorization import RequireKey, check_reader
+from services.engines import RETRIEVAL, at_work
 from services.job_http import COMMISSIONED, Prefer, add_job_routes, answer
+from services.keys import KeyRing
 from services.limits import CONTENT_SECURITY_POLICY, BodyLimit, CompressTexts, SecurityHeaders
-from services.messages import call
+from services.messages import Unreachable, call
 from services.pipeline import Brush, Outcome, Services, Style
-from services.responses import described
+from services.responses import HEADERS, described
 from services.schemas import (
     ENGINES,
     ContentQuery,
@@ -61,8 +67,10 @@ _REFUSALS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorAnswer, "description": description}
     for status, description in {
         400: "the request cannot be read",
+        401: "an API key is needed",
         404: "no such picture, style or path",
         405: "this path takes another method",
+        408: "the body took too long to arrive",
         409: "the engine cannot run here, or the job is not finished",
         413: "larger than a limit",
         415: "the upload is no picture",
@@ -84,7 +92,7 @@ _STYLE_QUERY_FORM = {
 PAINTED = described() | COMMISSIONED
 
 
-def _services(request: Request) -> Services:
+async def _services(request: Request) -> Services:  # as a plain function it would wait for a thread
     return request.app.state.services()
 
 
@@ -100,7 +108,7 @@ def create_app(services: Callable[[], Services]) -> FastAPI:
     config = settings()
     # Uploads stay in memory: nothing of a request reaches the file system.
     MultiPartParser.spool_max_size = config.max_body_bytes + 1
-    app = FastAPI(
+    app = _Application(
         title="Lienzo",
         version=__version__,
         summary="Words in, a painting out.",
@@ -109,8 +117,17 @@ def create_app(services: Callable[[], Services]) -> FastAPI:
         responses=_REFUSALS,
     )
     app.add_middleware(CompressTexts, pictures=_PICTURES)
-    app.add_middleware(BodyLimit, most=config.max_body_bytes)
-    app.add_middleware(SecurityHeaders)
+    app.add_middleware(BodyLimit, most=config.max_body_bytes, seconds=config.body_seconds)
+    if config.keys is not None:
+        app.add_middleware(RequireKey, ring=KeyRing(config.keys, rate=config.key_rate, burst=config.key_burst))
+    if config.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=config.cors_origins,
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["Authorization", "Content-Type", "X-API-Key", "X-Request-ID"],
+            expose_headers=[*HEADERS, "Retry-After", "Server-Timing", "X-Request-ID"],
+        )
     http_errors.install(app)
     app.state.services = services
 
@@ -177,7 +194,8 @@ def create_app(services: Callable[[], Services]) -> FastAPI:
     @app.post("/v1/retrieve/content", tags=["retrieval"])
     def retrieve_content(query: ContentQuery, gateway: Gateway) -> list[PictureMatch]:
         """Gallery pictures that fit the words, the nearest first."""
-        found = call(gateway.retriever.content, title=query.title, description=query.description, k=query.k)
+        with at_work(RETRIEVAL):
+            found = call(gateway.retriever.content, title=query.title, description=query.description, k=query.k)
         return [_match(row) for row in found]
 
     @app.post(
@@ -201,7 +219,8 @@ def create_app(services: Callable[[], Services]) -> FastAPI:
     ) -> list[PictureMatch]:
         """Gallery pictures whose style is nearest to a gallery picture's (JSON) or an uploaded one's (form)."""
         asked, picture = query
-        found = call(gateway.retriever.style, content_id=asked.content_id, picture=picture, k=asked.k)
+        with at_work(RETRIEVAL):
+            found = call(gateway.retriever.style, content_id=asked.content_id, picture=picture, k=asked.k)
         return [_match(row) for row in found]
 
     add_job_routes(app)
@@ -241,12 +260,33 @@ def create_app(services: Callable[[], Services]) -> FastAPI:
         return Health(
             version=app.version,
             provider=library["provider"],
+            engines={"fast": library["provider"], "instant": gallery["device"], "optimize": gateway.optimize_device},
             models=[card["slug"] for card in library["cards"]],
             refused=library["refused"],
             gallery=gallery["name"],
             pictures=gallery["pictures"],
             search=gallery["search"],
         )
+
+    @app.get("/livez", include_in_schema=False)
+    @app.get("/healthz", include_in_schema=False)
+    async def livez() -> Response:
+        """This process answers; nothing more."""
+        return PlainTextResponse("\n")
+
+    @app.get("/readyz", include_in_schema=False)
+    async def readyz(gateway: Gateway) -> Response:
+        """Every service answers and has what it needs."""
+        if running.draining.is_set():
+            raise Unreachable("this server is being stopped.", hint="Ask another.", code="stopping")
+        await gateway.check()
+        return PlainTextResponse("\n")
+
+    @app.get("/metrics", include_in_schema=False)
+    async def counts(request: Request, gateway: Gateway) -> Response:
+        """What was counted, for Prometheus."""
+        check_reader(request, config.metrics)
+        return Response(await gateway.counts(), media_type=metrics.CONTENT_TYPE)
 
     @app.get("/", include_in_schema=False)
     def page() -> FileResponse:
@@ -283,6 +323,13 @@ def create_app(services: Callable[[], Services]) -> FastAPI:
         raise HTTPException(404, f"there is no /{path[:80]}")
 
     return app
+
+
+class _Application(FastAPI):
+    """With what has to be around everything, even around the answer to a bug."""
+
+    def build_middleware_stack(self) -> ASGIApp:
+        return Access(SecurityHeaders(super().build_middleware_stack()), self)
 
 
 class _Revalidated(StaticFiles):

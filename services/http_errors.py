@@ -12,7 +12,8 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from services.jobs import JobGone, JobUnfinished
-from services.messages import Busy, Unreachable
+from services.messages import Busy, TimedOut, Unreachable
+from services.request_facts import note
 from shared.errors import EngineUnavailable, LienzoError, NotFound, PictureError, WeightsUnavailable
 
 log = logging.getLogger(__name__)
@@ -26,6 +27,7 @@ _STATUS = {
     JobUnfinished: HTTPStatus.CONFLICT,
     JobGone: HTTPStatus.GONE,
     Unreachable: HTTPStatus.SERVICE_UNAVAILABLE,
+    TimedOut: HTTPStatus.SERVICE_UNAVAILABLE,
 }
 _STATUS_BY_CODE = {
     "body_too_large": HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
@@ -39,6 +41,7 @@ _RETRY_AFTER = {HTTPStatus.TOO_MANY_REQUESTS: "30", HTTPStatus.SERVICE_UNAVAILAB
 
 def error_response(status: int, code: str, message: str, hint: str = "", field: str | None = None) -> JSONResponse:
     """The one form of a refusal."""
+    note(code=code)
     body = {"error": {"code": code, "message": message, "hint": hint, "field": field}}
     headers = {"Retry-After": _RETRY_AFTER[status]} if status in _RETRY_AFTER else None
     return JSONResponse(body, status_code=status, headers=headers)

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import re
-import signal
-import threading
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from http import HTTPStatus
-from types import FrameType
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Header, Request, Response
@@ -19,6 +16,7 @@ from fastapi import Path as PathParameter
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
+from services.access import running
 from services.jobs import Job, JobStore
 from services.pipeline import Outcome
 from services.responses import described, painting
@@ -62,23 +60,6 @@ def _store(request: Request) -> JobStore:
 
 
 Jobs = Annotated[JobStore, Depends(_store)]
-
-_closing = threading.Event()
-
-
-def end_waiting_on_signals() -> None:
-    """Let those who wait here go when the process is told to end; the server itself would wait for them."""
-    if threading.current_thread() is not threading.main_thread():
-        return  # where a test runs the server in a thread, nobody sends it signals
-    for number in (signal.SIGTERM, signal.SIGINT):
-        before = signal.getsignal(number)
-
-        def close(number: int, frame: FrameType | None, before: Any = before) -> None:
-            _closing.set()
-            if callable(before):
-                before(number, frame)
-
-        signal.signal(number, close)
 
 
 async def answer(
@@ -220,7 +201,7 @@ async def _ended(request: Request, store: JobStore, id: str, wait: float) -> Job
     until = time.monotonic() + wait
     while True:
         job = await run_in_threadpool(store.job, id)
-        if job.over or _closing.is_set() or time.monotonic() >= until:
+        if job.over or running.draining.is_set() or time.monotonic() >= until:
             return job
         if await request.is_disconnected():
             return await run_in_threadpool(store.cancel, id)
@@ -244,7 +225,7 @@ async def _events(store: JobStore, job: Job, version: int, step: int) -> AsyncIt
         elif time.monotonic() - quiet_since >= HEARTBEAT_SECONDS:
             yield ": still here\n\n"
             quiet_since = time.monotonic()
-        if job.over or _closing.is_set():
+        if job.over or running.draining.is_set():
             return
         await asyncio.sleep(EVENT_SECONDS)
         try:

@@ -294,6 +294,11 @@ class JobStore:
                 self._end(db, id, "cancelled")
         return self.job(id)
 
+    def counts(self) -> dict[State, int]:
+        """How many jobs there are of each state."""
+        found = self._connection().execute("SELECT state, count(*) FROM jobs GROUP BY state").fetchall()
+        return dict.fromkeys(STATES, 0) | dict(found)
+
     # What a painter does
 
     def waiting(self) -> bool:

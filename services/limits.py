@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import asyncio
 from http import HTTPStatus
 
 from starlette.datastructures import MutableHeaders
@@ -10,8 +10,6 @@ from starlette.middleware.gzip import GZipMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from services.http_errors import error_response
-
-log = logging.getLogger(__name__)
 
 CONTENT_SECURITY_POLICY = (
     "default-src 'self'; img-src 'self' blob: data:; object-src 'none'; base-uri 'none'; "
@@ -27,11 +25,16 @@ SECURITY_HEADERS = {
 
 
 class BodyLimit:
-    """Refuses a body that is, or grows, larger than ``most`` bytes, without reading the rest of it."""
+    """Refuses a body that is, or grows, larger than ``most`` bytes, without reading the rest of it.
 
-    def __init__(self, app: ASGIApp, most: int):
+    Args:
+        seconds: refuses a body that takes longer to arrive, however it trickles.
+    """
+
+    def __init__(self, app: ASGIApp, most: int, seconds: float | None = None):
         self.app = app
         self.most = most
+        self.seconds = seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -42,9 +45,22 @@ class BodyLimit:
             await self._refuse(scope, receive, send)
             return
         body, more = bytearray(), scope["method"] in ("POST", "PUT", "PATCH", "DELETE")
+        until = None if self.seconds is None else asyncio.get_running_loop().time() + self.seconds
         # Read here, whole: every endpoint needs all of it, and a chunked body does not say how long it is.
         while more:
-            message = await receive()
+            try:
+                async with asyncio.timeout_at(until):
+                    message = await receive()
+            except TimeoutError:
+                response = error_response(
+                    HTTPStatus.REQUEST_TIMEOUT,
+                    "body_too_slow",
+                    f"the request's body took longer than {self.seconds:g} s to arrive.",
+                    "Send a smaller picture, or from a faster network.",
+                )
+                response.headers["Connection"] = "close"
+                await response(scope, receive, send)
+                return
             if message["type"] == "http.disconnect":
                 # Nobody hears this; but without an answer BentoML would wait for one until its timeout.
                 response = error_response(HTTPStatus.BAD_REQUEST, "bad_request", "the body ended early.")
@@ -105,36 +121,3 @@ class CompressTexts:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         plain = scope["type"] != "http" or scope["path"].startswith(self.pictures)
         await (self.app if plain else self.compressed)(scope, receive, send)
-
-
-class AnswerAlways:
-    """Answers where BentoML's own handlers end in an error without one.
-
-    `/readyz` does so while a service that it asks takes longer than five seconds, as it may when it starts. BentoML
-    then waits for the answer until its timeout, and the process could not be stopped for so long.
-    """
-
-    def __init__(self, app: ASGIApp):
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        begun = False
-
-        async def noted(message: Message) -> None:
-            nonlocal begun
-            begun = True
-            await send(message)
-
-        try:
-            await self.app(scope, receive, noted)
-        except Exception as error:
-            if begun or scope["type"] != "http":
-                raise
-            log.warning("%s ended without an answer: %r", scope["path"], error)
-            response = error_response(
-                HTTPStatus.SERVICE_UNAVAILABLE,
-                "unreachable",
-                "a part of the service does not answer.",
-                "Try again in a few seconds.",
-            )
-            await response(scope, receive, send)

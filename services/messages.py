@@ -52,17 +52,32 @@ class Busy(LienzoError):
 
 
 class Unreachable(LienzoError):
-    """The service does not answer: it starts, stops or has failed."""
+    """The service does not answer: it starts, stops, has failed, or lacks what it needs."""
 
     code = "unreachable"
 
 
+class TimedOut(Unreachable):
+    """The service took longer than it may."""
+
+    code = "timed_out"
+
+
+_KINDS = {**vars(errors), "Unreachable": Unreachable}
+"""What a refusal may be when it comes from another service, by name."""
+
+
 def answers(method: Callable[..., Any]) -> Callable[..., Answer]:
-    """Make a service's method answer its :class:`LienzoError` instead of raising it."""
+    """Make a service's method answer its :class:`LienzoError` instead of raising it.
+
+    Of a service that could not begin, see :mod:`services.health`, every method answers why.
+    """
 
     @functools.wraps(method)
     def wrapped(*args: Any, **kwargs: Any) -> Answer:
         try:
+            if args and hasattr(args[0], "revive"):
+                args[0].revive()
             return {"ok": method(*args, **kwargs)}
         except LienzoError as error:
             return {"error": as_data(error)}
@@ -84,7 +99,7 @@ def as_data(error: LienzoError) -> dict[str, Any]:
 def as_error(data: dict[str, Any]) -> LienzoError:
     """The refusal that :func:`as_data` wrote down; one of a type that is not in :mod:`shared.errors` keeps its code."""
     fields = dict(data)
-    return getattr(errors, fields.pop("type"), LienzoError)(fields.pop("message"), **fields)
+    return _KINDS.get(fields.pop("type"), LienzoError)(fields.pop("message"), **fields)
 
 
 def call(method: Callable[..., Answer], **arguments: Any) -> Any:
@@ -97,7 +112,8 @@ def call(method: Callable[..., Answer], **arguments: Any) -> Any:
     Raises:
         LienzoError: of the type that the method raised there.
         Busy: the service is at its limit.
-        Unreachable: the service did not answer.
+        TimedOut: the service took longer than it may.
+        Unreachable: the service did not answer, or lacks what it needs.
     """
     try:
         try:
@@ -108,6 +124,8 @@ def call(method: Callable[..., Answer], **arguments: Any) -> Any:
     except BentoMLException as error:
         if error.error_code == 429:
             raise Busy("too many paintings are being optimised.", hint="Try again in a minute.") from error
+        if error.error_code == 504:
+            raise TimedOut("it took too long.", hint="Ask for a smaller size, or try again later.") from error
         log.exception("a service failed")
         raise Unreachable("a part of the service failed.", hint="Try again; the server's log says more.") from error
     except (aiohttp.ClientError, TimeoutError) as error:  # BentoML hands on what its HTTP client raises

@@ -6,18 +6,22 @@ so neither waits for it nor falls with it. In a command's process :meth:`Optimiz
 
 from __future__ import annotations
 
+import contextlib
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 
 import bentoml
 
+from services.health import TRY_AGAIN_SECONDS, revive
 from services.jobs import JobStore
-from services.messages import CONNECTION, Answer, about, answers
+from services.messages import CONNECTION, Answer, Unreachable, about, answers
 from services.painter import Painter
 from services.settings import settings
 from shared import weights
 from shared.adain import AdaINDecoder
-from shared.devices import keep_freed_memory, pick_device, pick_dtype
+from shared.devices import bound_gpu_memory, keep_freed_memory, pick_device, pick_dtype
 from shared.encoders import Encoder
 from shared.images import DecodeLimits
 from shared.optimized_painting import OptimizedPainting, paint_optimized
@@ -29,22 +33,30 @@ from shared.presets import preset
 class Optimizer:
     """Paints by optimising pixels, one picture at a time."""
 
+    _painter: Painter | None = None
+    _takes_jobs = False
+
     def __init__(self) -> None:
         config = settings()
         keep_freed_memory()
         self._limits = DecodeLimits(max_pixels=config.max_pixels, max_bytes=config.max_body_bytes)
         self._most_seconds = config.optimize_seconds
         device = pick_device(config.device)
+        bound_gpu_memory(device, config.gpu_bytes)
         dtype = pick_dtype("auto", device)
         self._encoder = Encoder(weights.load("vgg19"), dtype=dtype, device=device)
         self._decoder = AdaINDecoder(weights.load("adain-decoder"), dtype=dtype, device=device)
-        self._painter: Painter | None = None
+        if self._takes_jobs:  # it lacked something when its process began, and has it now
+            self._begin()
 
     @bentoml.on_startup
     def take_jobs(self) -> None:
         """Begin with the jobs; only a server calls this."""
-        self._painter = Painter(JobStore.of_settings(), self._paint, {"device": str(self._encoder.device)})
-        self._painter.start()
+        self._takes_jobs = True
+        if getattr(self, "failure", None) is None:
+            self._begin()
+        else:
+            threading.Thread(target=self._until_it_works, name="revive", daemon=True).start()
 
     @bentoml.on_shutdown
     def hand_back(self) -> None:
@@ -79,6 +91,17 @@ class Optimizer:
             "steps": painting.steps,
             "device": str(self._encoder.device),
         }
+
+    def _begin(self) -> None:
+        self._painter = Painter(JobStore.of_settings(), self._paint, {"device": str(self._encoder.device)})
+        self._painter.start()
+
+    def _until_it_works(self) -> None:
+        """Nobody calls this service for a job, so nobody's call would make it try again."""
+        while self.failure is not None:
+            time.sleep(TRY_AGAIN_SECONDS)
+            with contextlib.suppress(Unreachable):
+                revive(self)
 
     def _paint(
         self,

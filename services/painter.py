@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
+from services import metrics
 from services.jobs import LEASE_SECONDS, Claim, JobStore, thinned
 from shared.errors import LienzoError
 from shared.images import encode, thumbnail, to_picture
@@ -131,6 +132,7 @@ class _Run:
                 log.exception("a claim was not renewed")
 
     def on_iteration(self, iteration: Iteration) -> bool:
+        metrics.steps.inc()
         now = time.monotonic()
         if self._stop.is_set() or self._lost.is_set():
             self.stopped = True

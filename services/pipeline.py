@@ -8,7 +8,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from services.engines import RETRIEVAL, at_work
 from services.messages import call
+from services.request_facts import note
 from services.schemas import TextToArt
 from services.settings import settings
 from shared.errors import InvalidInput, NotFound
@@ -99,7 +101,7 @@ class Style:
 def text_to_art(services: Services, request: TextToArt, *, defer: bool = False) -> Outcome:
     """Answer a text-to-art request; ``defer`` as in :func:`paint`."""
     outcome = Outcome(request.format)
-    with outcome.timed("retrieve"):
+    with at_work(RETRIEVAL), outcome.timed("retrieve"):
         content_id = request.content_id
         if content_id is None:
             (found,) = call(services.retriever.content, title=request.title, description=request.description, k=1)
@@ -155,7 +157,8 @@ def named_style(services: Services, style_id: str) -> Style:
 
 def uploaded_style(services: Services, picture: bytes) -> Style:
     """The style of an uploaded picture."""
-    return Style("upload", data=picture, **call(services.retriever.embed, picture=picture))
+    with at_work(RETRIEVAL):
+        return Style("upload", data=picture, **call(services.retriever.embed, picture=picture))
 
 
 def paint(
@@ -205,9 +208,10 @@ def paint(
             "recipe": outcome.recipe(),
         }
         if defer:
+            note(engine=outcome.engine)
             outcome.order = order
             return
-    with outcome.timed("paint"):
+    with at_work(outcome.engine), outcome.timed("paint"):
         if outcome.engine == "fast":
             painted = call(
                 services.stylizer.paint,

@@ -7,26 +7,35 @@ from urllib.parse import quote
 
 from fastapi import Response
 
+from services import metrics
 from services.pipeline import Outcome
+from services.request_facts import note
 from shared.images import FORMATS
+
+HEADERS = {
+    "Lienzo-Content": "content",
+    "Lienzo-Content-Title": "content_title",
+    "Lienzo-Style": "style",
+    "Lienzo-Style-Title": "style_title",
+    "Lienzo-Engine": "engine",
+    "Lienzo-Provider": "provider",
+    "Lienzo-Model": "model",
+    "Lienzo-Model-Distance": "model_distance",
+    "Lienzo-Content-Distance": "content_distance",
+    "Lienzo-Style-Distance": "style_distance",
+    "Lienzo-Steps": "steps",
+}
+"""The headers of a painting, and the fields of :class:`services.pipeline.Outcome` that they tell."""
 
 
 def painting(outcome: Outcome) -> Response:
     """The painting with the headers ``Lienzo-*`` and ``Server-Timing``."""
-    facts = {
-        "Content": outcome.content,
-        "Content-Title": outcome.content_title,
-        "Style": outcome.style,
-        "Style-Title": outcome.style_title,
-        "Engine": outcome.engine,
-        "Provider": outcome.provider,
-        "Model": outcome.model,
-        "Model-Distance": outcome.model_distance,
-        "Content-Distance": outcome.content_distance,
-        "Style-Distance": outcome.style_distance,
-        "Steps": outcome.steps,
-    }
-    headers = {f"Lienzo-{name}": header(value) for name, value in facts.items() if value not in (None, "")}
+    facts = {name: getattr(outcome, field) for name, field in HEADERS.items()}
+    headers = {name: header(value) for name, value in facts.items() if value not in (None, "")}
+    note(engine=outcome.engine, model=outcome.model if outcome.engine == "fast" else "")
+    for of in ("content", "style", "model"):
+        if (distance := getattr(outcome, f"{of}_distance")) is not None:
+            metrics.retrieval_distance.labels(of).observe(distance)
     headers["Server-Timing"] = ", ".join(f"{name};dur={1000 * spent:.1f}" for name, spent in outcome.seconds.items())
     return Response(outcome.data, media_type=FORMATS[outcome.format], headers=headers)
 

@@ -12,8 +12,6 @@ from services.settings import settings
 from shared.images import FORMATS
 from shared.text_search import MAX_K
 
-MAX_TITLE = 500
-MAX_DESCRIPTION = 5000
 ID = r"^[A-Za-z0-9._-]+$"
 
 _CONFIG = settings()
@@ -25,8 +23,8 @@ ENGINES = (
 )
 Format = Literal[tuple(FORMATS)]
 Id = Annotated[str, Field(min_length=1, max_length=200, pattern=ID)]
-Title = Annotated[str, Field(max_length=MAX_TITLE, description="a few words, as a painting's title")]
-Description = Annotated[str, Field(max_length=MAX_DESCRIPTION, description="what the picture shows")]
+Title = Annotated[str, Field(max_length=_CONFIG.max_title, description="a few words, as a painting's title")]
+Description = Annotated[str, Field(max_length=_CONFIG.max_description, description="what the picture shows")]
 K = Annotated[int, Field(ge=1, le=MAX_K, description="how many pictures")]
 Size = Annotated[
     int, Field(ge=64, le=max(_CONFIG.max_size, _CONFIG.max_optimize_size), description="longer side, pixels")
@@ -163,6 +161,7 @@ class Health(BaseModel):
 
     version: str
     provider: str = Field(description="execution provider of the fast models")
+    engines: dict[str, str] = Field(description="what runs each engine: an execution provider, or a device")
     models: list[str]
     refused: list[str] = Field(description="model folders that were refused; the log says why")
     gallery: str

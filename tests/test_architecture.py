@@ -19,6 +19,7 @@ each_module = pytest.mark.parametrize("module", MODULES, ids=str)
 
 COMMAND_LINES = {
     "services/cli.py",
+    "services/keys_command.py",
     "services/optimize_command.py",
     "training/bench_command.py",
     "training/cli.py",

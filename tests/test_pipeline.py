@@ -27,8 +27,9 @@ from starlette.testclient import TestClient
 from services import http_errors, messages, pipeline
 from services.job_http import _seen, _wished
 from services.jobs import JobGone, JobUnfinished
-from services.limits import SECURITY_HEADERS, AnswerAlways, BodyLimit, SecurityHeaders
-from services.messages import Busy, Unreachable, answers, call
+from services.keys import KeysUnreadable
+from services.limits import SECURITY_HEADERS, BodyLimit, SecurityHeaders
+from services.messages import Busy, TimedOut, Unreachable, answers, call
 from services.pipeline import Brush, Outcome, Style
 from services.responses import header, painting
 from services.schemas import ContentQuery, StyleQuery, TextToArt
@@ -192,6 +193,8 @@ STATUS = {
     Unreachable: 503,
     JobUnfinished: 409,
     JobGone: 410,
+    TimedOut: 503,
+    KeysUnreadable: 422,
 }
 
 
@@ -354,31 +357,15 @@ def test_an_upload_that_breaks_off_is_answered_all_the_same():
     assert said[-1]["type"] == "http.response.body" and not said[-1].get("more_body")
 
 
-def test_an_error_without_an_answer_becomes_one():
-    # BentoML waits for an answer until its timeout, and could not be stopped until then.
-    async def fails(scope, receive, send):
-        raise TimeoutError
-
-    said, _ = asked(AnswerAlways(fails), [])
-    assert said[0]["status"] == 503 and json.loads(said[1]["body"])["error"]["code"] == "unreachable"
-
-    async def fails_late(scope, receive, send):
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        raise TimeoutError
-
-    with pytest.raises(TimeoutError):
-        asked(AnswerAlways(fails_late), [])
-
-
 def test_what_is_not_http_passes():
     passed = []
 
     async def app(scope, receive, send):
         passed.append(scope["type"])
 
-    for middleware in (BodyLimit(app, most=1), SecurityHeaders(app), AnswerAlways(app)):
+    for middleware in (BodyLimit(app, most=1), SecurityHeaders(app)):
         asyncio.run(middleware({"type": "lifespan"}, None, None))
-    assert passed == ["lifespan"] * 3
+    assert passed == ["lifespan"] * 2
 
 
 def test_an_answers_own_policy_is_kept():

@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx
 import picture_corpus as pictures
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 from scenes import hills
 from serving import ROOT, SCRIPTS, free_port, raw, served, stop
 
@@ -50,6 +51,13 @@ def ended(address: str) -> str:
         assert time.monotonic() < until
         time.sleep(0.2)
     return state
+
+
+def count(url: str, name: str, **labels: str) -> float:
+    """The sum of a metric's samples that carry these labels."""
+    families = text_string_to_metric_families(httpx.get(f"{url}/metrics", timeout=30).text)
+    samples = [sample for family in families for sample in family.samples if sample.name == name]
+    return sum(sample.value for sample in samples if labels.items() <= sample.labels.items())
 
 
 def stylize(url: str, slug: str) -> httpx.Response:
@@ -117,6 +125,8 @@ def test_bentoml_serve_works_in_the_projects_folder_and_ends_cleanly(fast_model,
         (["--host", "nowhere.invalid"], {}, "nothing can listen on nowhere.invalid:"),
         ([], {"LIENZO_SIZE": "large"}, "the environment variable LIENZO_SIZE is 'large'"),
         ([], {"LIENZO_DEVICE": "tpu"}, "device is 'tpu'"),
+        ([], {"LIENZO_SIZE": "3000"}, "LIENZO_SIZE is 3000, more than LIENZO_MAX_SIZE, which is 2048."),
+        ([], {"LIENZO_KEYS": "/no/such/file"}, "the file of keys '/no/such/file' cannot be read"),
     ],
 )
 def test_a_server_that_cannot_work_does_not_start(vgg19_weights, options, environment, complaint):

