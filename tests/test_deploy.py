@@ -74,7 +74,7 @@ def test_the_pod_is_not_root_and_may_write_only_where_it_must(manifests):
     environment = {entry["name"]: entry["value"] for entry in container["env"]}
     assert settings_named(environment) <= known_settings()
     written = [m["mountPath"] for m in container["volumeMounts"] if not m.get("readOnly")]
-    for name in ("LIENZO_CACHE", "BENTOML_HOME"):
+    for name in ("LIENZO_CACHE", "LIENZO_STATE", "BENTOML_HOME"):
         assert any(Path(environment[name]).is_relative_to(place) for place in written), name
     assert {m["name"] for m in container["volumeMounts"]} == {v["name"] for v in pod["volumes"]}
 
