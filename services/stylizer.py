@@ -14,7 +14,7 @@ from shared.fast_painting import paint_fast
 from shared.images import DecodeLimits
 
 
-# Two at a time: while one is decoded or encoded the other has the processors. At 2048 pixels each takes up to 3 GB.
+# Two at a time: while one is decoded or encoded the other has the processors. Each takes up to a gigabyte.
 @bentoml.service(traffic={"timeout": 120}, runner_connection=CONNECTION, threads=2)
 class Stylizer:
     """Paints with the fast models found in the shipped folder and those of ``LIENZO_MODELS``."""

@@ -75,12 +75,12 @@ def open_engine(
 
 
 class _OnnxRuntime:
-    bytes_per_pixel = 700
-
     def __init__(self, model: Path | bytes, device: str, name: str, threads: int):
         self._session = open_session(model, device=device, threads=threads, name=name)
         self.provider = self._session.get_providers()[0]
         self.threads = threads
+        # A GPU has memory of its own: as large a picture as with OpenVINO.
+        self.bytes_per_pixel = 700 if self.provider == "CPUExecutionProvider" else _OpenVino.bytes_per_pixel
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         options = onnxruntime.RunOptions()
