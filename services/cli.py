@@ -14,9 +14,10 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from services import keys_command
 from services.optimize_command import ADAIN, load_decoder, load_encoder
 from shared import weights as weights_library
-from shared.console import bar, console, explain_errors, notices, stages
+from shared.console import console, explain_errors, notices, stages
 from shared.errors import InvalidInput, WeightsUnavailable
 from shared.images import FORMATS, DecodeLimits
 
@@ -33,6 +34,7 @@ app = typer.Typer(
 )
 weights = typer.Typer(help="The pretrained networks: fetch, list, verify.", no_args_is_help=True)
 app.add_typer(weights, name="weights")
+app.add_typer(keys_command.app, name="keys")
 
 PICTURE_SUFFIXES = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
 
@@ -40,6 +42,12 @@ Output = Annotated[Path, typer.Option("--output", "-o", help="Where to write the
 Size = Annotated[int | None, typer.Option(help="Longer side in pixels.", min=64, max=16384)]
 Models = Annotated[list[Path] | None, typer.Option(help="A folder of fast models beside the shipped; repeatable.")]
 GalleryOption = Annotated[str | None, typer.Option(help="'met' or a folder of pictures.")]
+EncoderOption = Annotated[
+    str | None,
+    typer.Option(
+        "--encoder", help="What finds the style picture: style, resnet152, resnet50, NETWORK.onnx, or several by +."
+    ),
+]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Strength = Annotated[float, typer.Option(help="0: the content as it is; 1: the painting.", min=0, max=1)]
 PreserveColor = Annotated[bool, typer.Option("--preserve-color", help="Keep the content's colours.")]
@@ -80,6 +88,7 @@ def serve(
     port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = 3000,
     models: Models = None,
     gallery: GalleryOption = None,
+    encoder: EncoderOption = None,
     device: Device = "auto",
     engine_provider: EngineProvider = "auto",
 ) -> None:
@@ -89,7 +98,7 @@ def serve(
     """
     address = f"http://{'localhost' if host in ('127.0.0.1', '0.0.0.0') else host}:{port}"
     interface = _listenable(host, port)
-    _configure(models, gallery, device, engine_provider)
+    _configure(models, gallery, encoder, device, engine_provider)
     library = _prepare()
     if not library.models:
         raise InvalidInput(
@@ -97,6 +106,7 @@ def serve(
         )
     for model in library.models.values():
         log.info("style %s runs on %s", model.card.slug, model.provider)  # opens it: one that cannot run is told here
+    _check_state()
     notices.print(
         f"[bold]Lienzo[/bold] starts on {escape(address)}; when it says it is ready, open that address, or:\n"
         f"  curl -X POST {escape(address)}/v1/text_to_art -H 'content-type: application/json' "
@@ -127,6 +137,7 @@ def paint(
     preserve_color: PreserveColor = False,
     models: Models = None,
     gallery: GalleryOption = None,
+    encoder: EncoderOption = None,
     device: Device = "auto",
     engine_provider: EngineProvider = "auto",
     as_json: AsJson = False,
@@ -136,7 +147,7 @@ def paint(
     Example: `lienzo paint "A boat trip on a sunny day" -o boat.png`
     """
     format = _format(output)
-    _configure(models, gallery, device, engine_provider)
+    _configure(models, gallery, encoder, device, engine_provider)
     _prepare()
     # The service's own classes, in this process: one way to do the main job.
     os.environ["BENTOML_DO_NOT_TRACK"] = "True"
@@ -232,7 +243,7 @@ def stylize(
     _check_engine(engine, "a fast style is painted by", "auto", "fast")
     recipe = {"Software": "Lienzo", "Style": model.card.slug, "Engine": "fast"}
     data = _read(picture)
-    with bar("painting in strips") as update:
+    with stages() as progress:
         painting = paint_fast(
             model,
             data,
@@ -243,7 +254,7 @@ def stylize(
             recipe=recipe,
             # The picture is the caller's own, and so is the machine.
             limits=DecodeLimits(max_pixels=400_000_000, max_bytes=2**31),
-            on_strip=update,
+            on_strip=lambda done, total: progress("painting in strips", done, total),
         )
     _write(output, painting.data)
     _report(
@@ -438,10 +449,15 @@ def fetch_weights(
     source: Annotated[
         Path | None, typer.Option("--from", help="Take them from this file instead of the network.")
     ] = None,
+    into: Annotated[
+        Path | None, typer.Option(help="Put a copy into this folder as well, for a bento or a machine without network.")
+    ] = None,
 ) -> None:
     """Bring a network's weights into the cache, verified."""
     with stages() as progress:
         path = weights_library.fetch(name, path=source, progress=progress)
+        if into is not None:
+            path = weights_library.fetch(name, path=path, cache=into, progress=progress)
     console.print(str(path), soft_wrap=True, highlight=False)
 
 
@@ -456,7 +472,7 @@ def list_weights(as_json: AsJson = False) -> None:
             "licence": source.licence,
             "path": str(weights_library.locate(source.name) or ""),
         }
-        for source in weights_library.SOURCES.values()
+        for source in weights_library.ALL_SOURCES.values()
     ]
     if as_json:
         console.print_json(json.dumps(rows))
@@ -473,14 +489,16 @@ def verify_weights(
     name: Annotated[str | None, typer.Argument(help="Which network; every one that is here if left out.")] = None,
 ) -> None:
     """Compare the weights in the cache with the hashes that are pinned."""
-    names = [name] if name else [n for n in weights_library.SOURCES if weights_library.locate(n)]
+    names = [name] if name else [n for n in weights_library.ALL_SOURCES if weights_library.locate(n)]
     if not names:
         raise WeightsUnavailable("no weights are here.", hint="Fetch some with `lienzo weights fetch`.")
     for each in names:
         console.print(f"{each}: {weights_library.verify(each)} is whole", soft_wrap=True, highlight=False)
 
 
-def _configure(models: list[Path] | None, gallery: str | None, device: str, engine_provider: str) -> None:
+def _configure(
+    models: list[Path] | None, gallery: str | None, encoder: str | None, device: str, engine_provider: str
+) -> None:
     """Hand the options on as the settings' environment variables: the services may run in other processes."""
     for folder in models or ():
         if not folder.is_dir():
@@ -489,6 +507,10 @@ def _configure(models: list[Path] | None, gallery: str | None, device: str, engi
         os.environ["LIENZO_MODELS"] = os.pathsep.join(str(folder.resolve()) for folder in models)
     if gallery:
         os.environ["LIENZO_GALLERY"] = gallery if gallery == "met" else str(Path(gallery).resolve())
+    if encoder:
+        from shared.image_encoders import absolute_spec
+
+        os.environ["LIENZO_STYLE_ENCODER"] = absolute_spec(encoder)
     if device != "auto":
         os.environ["LIENZO_DEVICE"] = device
     os.environ["LIENZO_ENGINE"] = engine_provider
@@ -514,29 +536,61 @@ def _listenable(host: str, port: int) -> str:
     return address[0]
 
 
+def _check_state() -> None:
+    """Open the store of the jobs, which says it where that cannot be."""
+    from services.jobs import JobStore
+
+    JobStore.of_settings()
+
+
 def _prepare() -> ModelLibrary:
     """Fetch and check everything that a service needs, with progress, before any service starts."""
+    from services import keys
     from services.settings import settings
     from shared.devices import pick_device
     from shared.fast_models import ModelLibrary
-    from shared.retrieval import Retrieval
+    from shared.image_encoders import open_encoder
+    from shared.retrieval import SENTENCES, Retrieval, open_sentences
 
     config = settings()
     pick_device(config.device)
+    if config.keys is not None:
+        keys.read(config.keys)
     with stages() as progress:
         for network in ("vgg19", "adain-decoder"):
             weights_library.fetch(network, progress=progress)
-    library = ModelLibrary(config.model_folders, device=config.device, engine=config.engine)
+        finder = open_encoder(
+            config.style_encoder, device=config.device, vgg19=lambda: load_encoder(config.device), progress=progress
+        )
+        if config.sentences == "auto":
+            try:
+                weights_library.fetch(SENTENCES, progress=progress)
+            except WeightsUnavailable as error:
+                log.debug("%s", error)
+                notices.print(
+                    f"content is found by words alone: '{SENTENCES}' could not be fetched "
+                    f"(`lienzo weights fetch {SENTENCES}` says why; LIENZO_SENTENCES=off does not try)",
+                    style="yellow",
+                    markup=False,
+                    soft_wrap=True,
+                )
+    library = ModelLibrary(
+        config.model_folders, device=config.device, engine=config.engine, gpu_memory=config.gpu_bytes
+    )
     for refusal in library.refusals:
         notices.print(f"refused: {refusal.reason}", style="yellow", markup=False, soft_wrap=True)
-    with bar("indexing the gallery") as update:
+    with stages() as progress:
         retrieval = Retrieval.open(
             config.gallery,
             lambda: load_encoder(config.device),
+            finder=finder,
             index=config.gallery_index,
+            uri=config.index_uri,
             cache=weights_library.cache_dir(),
-            on_picture=lambda done, total: update(done, total),
+            sentences=open_sentences(config.sentences),
+            progress=progress,
         )
+    retrieval.close()  # one process at a time can have a file of Milvus Lite
     for issue in retrieval.gallery.issues[:10]:
         notices.print(f"gallery: {issue}", style="yellow", markup=False, soft_wrap=True)
     return library

@@ -44,7 +44,13 @@ class Engine(Protocol):
 
 
 def open_engine(
-    model: Path | bytes, *, name: str = "", engine: str = "auto", device: str = "auto", threads: int | None = None
+    model: Path | bytes,
+    *,
+    name: str = "",
+    engine: str = "auto",
+    device: str = "auto",
+    threads: int | None = None,
+    gpu_memory: int | None = None,
 ) -> Engine:
     """The network in an ONNX file, or in its bytes, on the engine that is asked for.
 
@@ -53,6 +59,7 @@ def open_engine(
         engine: one of :data:`ENGINES`.
         device: ``auto``, ``cpu`` or ``cuda``: what ``auto`` may choose from.
         threads: those of one run; by default as many as the process may use processors.
+        gpu_memory: most bytes that ONNX Runtime's arena takes of a GPU.
 
     Raises:
         EngineUnavailable: the engine asked for does not run here. Nothing else takes its place.
@@ -69,14 +76,15 @@ def open_engine(
     if engine == "openvino" or (engine == "auto" and on_processor and _openvino_pays()):
         opened: Engine = _OpenVino(model, name, threads)
     else:
-        opened = _OnnxRuntime(model, {"onnxruntime": "cpu", "auto": device}.get(engine, engine), name, threads)
+        where = {"onnxruntime": "cpu", "auto": device}.get(engine, engine)
+        opened = _OnnxRuntime(model, where, name, threads, gpu_memory)
     log.info("%s runs on %s, %d threads", name, opened.provider, opened.threads)
     return opened
 
 
 class _OnnxRuntime:
-    def __init__(self, model: Path | bytes, device: str, name: str, threads: int):
-        self._session = open_session(model, device=device, threads=threads, name=name)
+    def __init__(self, model: Path | bytes, device: str, name: str, threads: int, gpu_memory: int | None):
+        self._session = open_session(model, device=device, threads=threads, gpu_memory=gpu_memory, name=name)
         self.provider = self._session.get_providers()[0]
         self.threads = threads
         # A GPU has memory of its own: as large a picture as with OpenVINO.

