@@ -243,7 +243,7 @@ def stylize(
     _check_engine(engine, "a fast style is painted by", "auto", "fast")
     recipe = {"Software": "Lienzo", "Style": model.card.slug, "Engine": "fast"}
     data = _read(picture)
-    with bar("painting in strips") as update:
+    with stages() as progress:
         painting = paint_fast(
             model,
             data,
@@ -254,7 +254,7 @@ def stylize(
             recipe=recipe,
             # The picture is the caller's own, and so is the machine.
             limits=DecodeLimits(max_pixels=400_000_000, max_bytes=2**31),
-            on_strip=update,
+            on_strip=lambda done, total: progress("painting in strips", done, total),
         )
     _write(output, painting.data)
     _report(

@@ -21,7 +21,7 @@ from shared.images import DecodeLimits
 log = logging.getLogger(__name__)
 
 
-# Two at a time: while one is decoded or encoded the other has the processors. At 2048 pixels each takes up to 3 GB.
+# Two at a time: while one is decoded or encoded the other has the processors. Each takes up to a gigabyte.
 @bentoml.service(traffic={"timeout": settings().fast_seconds}, runner_connection=CONNECTION, threads=2)
 class Stylizer:
     """Paints with the fast models found in the shipped folder and those of ``LIENZO_MODELS``."""

@@ -89,6 +89,8 @@ class _OnnxRuntime:
         self._session = open_session(model, device=device, threads=threads, name=name, gpu_memory=gpu_memory)
         self.provider = self._session.get_providers()[0]
         self.threads = threads
+        # A GPU has memory of its own: as large a picture as with OpenVINO.
+        self.bytes_per_pixel = 700 if self.provider == "CPUExecutionProvider" else _OpenVino.bytes_per_pixel
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         options = onnxruntime.RunOptions()

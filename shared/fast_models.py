@@ -153,7 +153,7 @@ class FastModel:
     """A fast model on disk; its engine opens at first use.
 
     Attributes:
-        device, engine: see :func:`shared.engines.open_engine`.
+        device, engine, gpu_memory: see :func:`shared.engines.open_engine`.
     """
 
     folder: Path

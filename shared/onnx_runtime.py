@@ -47,7 +47,7 @@ def open_session(
     """
     if device not in ("auto", *_PROVIDERS):
         raise InvalidInput(f"device is '{device}', expected auto, cpu or cuda.", field="device")
-    name = name or (f"'{model}'" if isinstance(model, Path) else "the network")
+    name = name or (f"'{model.name}'" if isinstance(model, Path) else "the network")
     available = onnxruntime.get_available_providers()
     wanted, *others = _PROVIDERS[device if device != "auto" else "cuda" if gpu_present() else "cpu"]
     on_gpu = wanted != "CPUExecutionProvider"

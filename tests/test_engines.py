@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import subprocess
 import sys
 from pathlib import Path
 
@@ -206,3 +207,21 @@ def test_a_container_may_have_fewer_processors_than_the_machine(tmp_path, monkey
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(16)), raising=False)
     assert available_cpus(*control_groups(tmp_path, files, membership)) == expected
     assert available_cpus(tmp_path, tmp_path / "missing") == 16
+
+
+# --- the command that paints one picture ---------------------------------------------------------------------------
+
+
+def test_stylize_starts_without_what_it_does_not_need(tmp_path):
+    """PyTorch alone would take longer than the painting."""
+    strokes(96, 80).save(tmp_path / "photo.png")
+    arguments = ["stylize", str(tmp_path / "photo.png"), "--style", "udnie", "-o", str(tmp_path / "out.png")]
+    code = (
+        f"import sys; from services.cli import app; app({arguments!r}, standalone_mode=False); "
+        "print('loaded', *{module.partition('.')[0] for module in sys.modules})"
+    )
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120, cwd=SHIPPED.parents[2])
+    loaded = set(result.stdout.partition("loaded ")[2].split())
+    assert "onnxruntime" in loaded and (tmp_path / "out.png").stat().st_size > 1000
+    assert not loaded & {"torch", "torchvision", "sklearn", "bentoml", "scipy"}
