@@ -16,7 +16,7 @@ from rich.table import Table
 
 from services.optimize_command import ADAIN, load_decoder, load_encoder
 from shared import weights as weights_library
-from shared.console import bar, console, explain_errors, notices, stages
+from shared.console import console, explain_errors, notices, stages
 from shared.errors import InvalidInput, WeightsUnavailable
 from shared.images import FORMATS
 
@@ -40,6 +40,12 @@ Output = Annotated[Path, typer.Option("--output", "-o", help="Where to write the
 Size = Annotated[int | None, typer.Option(help="Longer side in pixels.", min=64, max=8192)]
 Models = Annotated[list[Path] | None, typer.Option(help="A folder of fast models beside the shipped; repeatable.")]
 GalleryOption = Annotated[str | None, typer.Option(help="'met' or a folder of pictures.")]
+EncoderOption = Annotated[
+    str | None,
+    typer.Option(
+        "--encoder", help="What finds the style picture: style, resnet152, resnet50, NETWORK.onnx, or several by +."
+    ),
+]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Strength = Annotated[float, typer.Option(help="0: the content as it is; 1: the painting.", min=0, max=1)]
 PreserveColor = Annotated[bool, typer.Option("--preserve-color", help="Keep the content's colours.")]
@@ -73,6 +79,7 @@ def serve(
     port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = 3000,
     models: Models = None,
     gallery: GalleryOption = None,
+    encoder: EncoderOption = None,
     device: Device = "auto",
 ) -> None:
     """Serve text-to-art over HTTP.
@@ -81,7 +88,7 @@ def serve(
     """
     address = f"http://{'localhost' if host in ('127.0.0.1', '0.0.0.0') else host}:{port}"
     interface = _listenable(host, port)
-    _configure(models, gallery, device)
+    _configure(models, gallery, encoder, device)
     library = _prepare()
     if not library.models:
         raise InvalidInput(
@@ -119,6 +126,7 @@ def paint(
     preserve_color: PreserveColor = False,
     models: Models = None,
     gallery: GalleryOption = None,
+    encoder: EncoderOption = None,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
@@ -127,7 +135,7 @@ def paint(
     Example: `lienzo paint "A boat trip on a sunny day" -o boat.png`
     """
     format = _format(output)
-    _configure(models, gallery, device)
+    _configure(models, gallery, encoder, device)
     _prepare()
     # The service's own classes, in this process: one way to do the main job.
     os.environ["BENTOML_DO_NOT_TRACK"] = "True"
@@ -423,10 +431,15 @@ def fetch_weights(
     source: Annotated[
         Path | None, typer.Option("--from", help="Take them from this file instead of the network.")
     ] = None,
+    into: Annotated[
+        Path | None, typer.Option(help="Put a copy into this folder as well, for a bento or a machine without network.")
+    ] = None,
 ) -> None:
     """Bring a network's weights into the cache, verified."""
     with stages() as progress:
         path = weights_library.fetch(name, path=source, progress=progress)
+        if into is not None:
+            path = weights_library.fetch(name, path=path, cache=into, progress=progress)
     console.print(str(path), soft_wrap=True, highlight=False)
 
 
@@ -465,7 +478,7 @@ def verify_weights(
         console.print(f"{each}: {weights_library.verify(each)} is whole", soft_wrap=True, highlight=False)
 
 
-def _configure(models: list[Path] | None, gallery: str | None, device: str) -> None:
+def _configure(models: list[Path] | None, gallery: str | None, encoder: str | None, device: str) -> None:
     """Hand the options on as the settings' environment variables: the services may run in other processes."""
     for folder in models or ():
         if not folder.is_dir():
@@ -474,6 +487,10 @@ def _configure(models: list[Path] | None, gallery: str | None, device: str) -> N
         os.environ["LIENZO_MODELS"] = os.pathsep.join(str(folder.resolve()) for folder in models)
     if gallery:
         os.environ["LIENZO_GALLERY"] = gallery if gallery == "met" else str(Path(gallery).resolve())
+    if encoder:
+        from shared.image_encoders import absolute_spec
+
+        os.environ["LIENZO_STYLE_ENCODER"] = absolute_spec(encoder)
     if device != "auto":
         os.environ["LIENZO_DEVICE"] = device
 
@@ -503,6 +520,7 @@ def _prepare() -> ModelLibrary:
     from services.settings import settings
     from shared.devices import pick_device
     from shared.fast_models import ModelLibrary
+    from shared.image_encoders import open_encoder
     from shared.retrieval import Retrieval
 
     config = settings()
@@ -510,17 +528,23 @@ def _prepare() -> ModelLibrary:
     with stages() as progress:
         for network in ("vgg19", "adain-decoder"):
             weights_library.fetch(network, progress=progress)
+        finder = open_encoder(
+            config.style_encoder, device=config.device, vgg19=lambda: load_encoder(config.device), progress=progress
+        )
     library = ModelLibrary(config.model_folders, device=config.device)
     for refusal in library.refusals:
         notices.print(f"refused: {refusal.reason}", style="yellow", markup=False, soft_wrap=True)
-    with bar("indexing the gallery") as update:
+    with stages() as progress:
         retrieval = Retrieval.open(
             config.gallery,
             lambda: load_encoder(config.device),
+            finder=finder,
             index=config.gallery_index,
+            uri=config.index_uri,
             cache=weights_library.cache_dir(),
-            on_picture=lambda done, total: update(done, total),
+            progress=progress,
         )
+    retrieval.close()  # one process at a time can have a file of Milvus Lite
     for issue in retrieval.gallery.issues[:10]:
         notices.print(f"gallery: {issue}", style="yellow", markup=False, soft_wrap=True)
     return library

@@ -20,6 +20,7 @@ from shared.devices import pick_device, pick_dtype
 from shared.encoders import Encoder
 from shared.errors import EngineUnavailable, NotFound
 from shared.galleries import Picture
+from shared.image_encoders import open_encoder
 from shared.images import DecodeLimits, decode, encode, thumbnail
 from shared.instant_painting import paint_instantly
 from shared.retrieval import Retrieval
@@ -40,7 +41,12 @@ class Retriever:
         self._painting = threading.Lock()
         self._limits = DecodeLimits(max_pixels=config.max_pixels, max_bytes=config.max_body_bytes)
         self._retrieval = Retrieval.open(
-            config.gallery, self._load_encoder, index=config.gallery_index, cache=weights.cache_dir()
+            config.gallery,
+            self._load_encoder,
+            finder=open_encoder(config.style_encoder, device=config.device, vgg19=self._load_encoder),
+            index=config.gallery_index,
+            uri=config.index_uri,
+            cache=weights.cache_dir(),
         )
 
     def __is_ready__(self) -> bool:
@@ -50,9 +56,7 @@ class Retriever:
     def about(self) -> dict[str, Any]:
         """Name and size of the gallery."""
         gallery = self._retrieval.gallery
-        return {
-            "ok": {"name": gallery.name, "pictures": len(gallery.pictures), "indexed": len(self._retrieval.index.ids)}
-        }
+        return {"ok": {"name": gallery.name, "pictures": len(gallery.pictures), "indexed": len(self._retrieval.index)}}
 
     @bentoml.api
     @answers

@@ -23,7 +23,17 @@ class Settings(BaseSettings):
         description="folders of fast models beside the shipped ones, separated by the platform's path separator",
     )
     gallery: str = Field(default="met", description="`met` or a folder of pictures")
-    gallery_index: Path | None = Field(default=None, description="index of the gallery; found or built where not given")
+    gallery_index: Path | None = Field(
+        default=None, description="folder of the gallery's index; found or built where not given"
+    )
+    index_uri: str | None = Field(
+        default=None,
+        description="Milvus that holds the index's vectors: a `.db` file or `http(s)://…`; none where the folder does",
+    )
+    style_encoder: str = Field(
+        default="style",
+        description="what finds style pictures: `style`, `resnet152`, `resnet50`, `NETWORK.onnx`, or several by `+`",
+    )
     device: str = Field(default="auto", description="`auto`, `cpu` or `cuda`")
     size: int = Field(default=512, ge=64, description="longer side of a painting where the request names none, pixels")
     max_size: int = Field(default=2048, ge=64, description="largest longer side of a fast painting, pixels")

@@ -7,11 +7,9 @@ three in its own hands. Between the services BentoML's own calls are used.
 
 from __future__ import annotations
 
-import tomllib
-from pathlib import Path
-
 import bentoml
 
+from services.bento import bento_image
 from services.http import create_app
 from services.optimizer import Optimizer
 from services.retriever import Retriever
@@ -25,18 +23,10 @@ def _current() -> TextToArt:
     return _gateway[0]
 
 
-def _image() -> bentoml.images.Image:
-    """What a bento's container installs: the project's own dependencies, said once, in pyproject.toml."""
-    image, project = bentoml.images.Image(python_version="3.11"), Path(__file__).parents[1] / "pyproject.toml"
-    if not project.is_file():  # installed, not run from the project's folder: no bento is built from there
-        return image
-    return image.python_packages(*tomllib.loads(project.read_text())["project"]["dependencies"])
-
-
 app = create_app(_current)
 
 
-@bentoml.service(traffic={"timeout": settings().optimize_timeout + 120}, image=_image())
+@bentoml.service(traffic={"timeout": settings().optimize_timeout + 120}, image=bento_image())
 @bentoml.asgi_app(app, path="/")
 class TextToArt:
     """Text to art over the Retriever, the Stylizer and the Optimizer."""

@@ -1,7 +1,8 @@
 """The convolutional networks that losses look through, as data: which layers there are and what each of them sees.
 
-VGG-16 and VGG-19: Simonyan and Zisserman 2015, configurations D and E. ResNet-50: He et al. 2016 with the stride on
-the 3×3 convolution of a block ("v1.5"), as torchvision trains it. Only the parts before the classifier are here.
+VGG-16 and VGG-19: Simonyan and Zisserman 2015, configurations D and E; only the parts before the classifier are here.
+ResNet-50 and ResNet-152: He et al. 2016 with the stride on the 3×3 convolution of a block ("v1.5"), as torchvision
+trains them, with the classifier's shape.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ class Architecture:
     Attributes:
         content_layers, style_layers: what is compared where nothing else is said, with weights.
         convolutions: (outputs, inputs, kernel) by the name of each convolution with weights.
+        classifier: (classes, features) of the linear map after the average over the last layer; None: it is left out.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Architecture:
     content_layers: Mapping[str, float]
     style_layers: Mapping[str, float]
     convolutions: Mapping[str, tuple[int, int, int]]
+    classifier: tuple[int, int] | None = None
 
     def check(self, layers: Iterable[str]) -> tuple[str, ...]:
         """``layers`` as a tuple.
@@ -110,7 +113,9 @@ class _Builder:
                 self.convolutions[f"{name}.shortcut"] = (channels, self.channels, 1)
         self.channels = channels
 
-    def build(self, name: str, content: Mapping[str, float], style: Iterable[str]) -> Architecture:
+    def build(
+        self, name: str, content: Mapping[str, float], style: Iterable[str], classes: int | None = None
+    ) -> Architecture:
         style = tuple(style)
         return Architecture(
             name,
@@ -118,6 +123,7 @@ class _Builder:
             MappingProxyType(dict(content)),
             MappingProxyType(dict.fromkeys(style, 1 / len(style))),
             MappingProxyType(self.convolutions),
+            None if classes is None else (classes, self.channels),
         )
 
 
@@ -131,21 +137,23 @@ def _vgg(name: str, convolutions: tuple[int, ...]) -> Architecture:
     return network.build(name, {"relu4_2": 1.0}, (f"relu{block}_1" for block in range(1, 6)))
 
 
-def _resnet50() -> Architecture:
+def _resnet(name: str, blocks: tuple[int, ...], content: str) -> Architecture:
     network = _Builder()
     network.add("conv1", "conv", 64, kernel=7, stride=2, padding=3)
     network.add("relu1", "relu", 64)
     network.add("pool1", "pool", 64, kernel=3, stride=2, padding=1)
-    for stage, (blocks, channels) in enumerate(zip((3, 4, 6, 3), (256, 512, 1024, 2048), strict=True), start=1):
-        for i in range(1, blocks + 1):
+    for stage, (count, channels) in enumerate(zip(blocks, (256, 512, 1024, 2048), strict=True), start=1):
+        for i in range(1, count + 1):
             stride = 2 if i == 1 and stage > 1 else 1
             network.add(f"layer{stage}_{i}", "block", channels, kernel=3, stride=stride, padding=1)
-    return network.build("resnet50", {"layer3_2": 1.0}, ("relu1", "layer1_1", "layer2_1", "layer3_1", "layer4_1"))
+    style = ("relu1", "layer1_1", "layer2_1", "layer3_1", "layer4_1")
+    return network.build(name, {content: 1.0}, style, classes=1000)
 
 
 VGG16 = _vgg("vgg16", (2, 2, 3, 3, 3))
 VGG19 = _vgg("vgg19", (2, 2, 4, 4, 4))
-RESNET50 = _resnet50()
+RESNET50 = _resnet("resnet50", (3, 4, 6, 3), content="layer3_2")
+RESNET152 = _resnet("resnet152", (3, 8, 36, 3), content="layer3_12")
 
 ADAIN_DECODER = Architecture(
     "adain-decoder",
@@ -168,4 +176,4 @@ ADAIN_DECODER = Architecture(
 )
 """Not read by layer name: it goes from activations to pixels (:mod:`shared.adain`)."""
 
-ARCHITECTURES = MappingProxyType({a.name: a for a in (VGG19, VGG16, RESNET50, ADAIN_DECODER)})
+ARCHITECTURES = MappingProxyType({a.name: a for a in (VGG19, VGG16, RESNET50, RESNET152, ADAIN_DECODER)})

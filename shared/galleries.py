@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import contextlib
 import csv
 import dataclasses
 import difflib
@@ -12,7 +14,7 @@ import logging
 import os
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePath, PureWindowsPath
@@ -115,7 +117,7 @@ class Gallery:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 (hex) over the ids, texts and file sizes in order: says whether an index fits this gallery.
+        """SHA-256 (hex) over the ids, texts and file sizes in order: says whether an index of texts fits this gallery.
 
         It does not depend on where the gallery lies.
 
@@ -123,17 +125,36 @@ class Gallery:
             GalleryError: a picture's file has vanished since the gallery was read.
         """
         digest = hashlib.sha256()
+        for picture, size in zip(self.pictures, self._sizes, strict=True):
+            record = dataclasses.asdict(picture) | {"path": size}  # in place of where the file lies
+            digest.update(json.dumps(record, sort_keys=True).encode())
+        return digest.hexdigest()
+
+    @cached_property
+    def image_fingerprint(self) -> str:
+        """Like :attr:`fingerprint`, of the ids and file sizes alone: whether an index of the pictures fits.
+
+        Raises:
+            GalleryError: a picture's file has vanished since the gallery was read.
+        """
+        digest = hashlib.sha256()
+        for picture, size in zip(self.pictures, self._sizes, strict=True):
+            digest.update(json.dumps([picture.id, size]).encode())
+        return digest.hexdigest()
+
+    @cached_property
+    def _sizes(self) -> tuple[int, ...]:
+        """Of the files, in bytes."""
+        sizes = []
         for picture in self.pictures:
-            record = dataclasses.asdict(picture)
             try:
-                record["path"] = picture.path.stat().st_size  # in place of where the file lies
+                sizes.append(picture.path.stat().st_size)
             except OSError as error:
                 raise GalleryError(
                     f"The picture {picture.id} of the gallery {self.name} is gone: {picture.path}.",
                     hint="Restore the file, or open the gallery again.",
                 ) from error
-            digest.update(json.dumps(record, sort_keys=True).encode())
-        return digest.hexdigest()
+        return tuple(sizes)
 
     @cached_property
     def _by_id(self) -> dict[str, Picture]:
@@ -314,7 +335,7 @@ def _folder_table(folder: Path, issues: list[str]) -> dict[Path, dict[str, str]]
     tables = [folder / name for name in _FOLDER_TABLES if (folder / name).is_file()]
     issues += [f"{extra.name}: not read, since there is {tables[0].name}" for extra in tables[1:]]
     texts: dict[Path, dict[str, str]] = {}
-    for where, row in _rows(tables[0], "utf-8-sig", ",", ("file",), issues) if tables else ():
+    for where, row in _rows(tables[0], "utf-8", ",", ("file",), issues) if tables else ():
         try:
             path = _listed(folder, row["file"])
         except ValueError as problem:
@@ -330,34 +351,71 @@ def _folder_table(folder: Path, issues: list[str]) -> dict[Path, dict[str, str]]
 def _rows(
     table: Path, encoding: str, delimiter: str, required: tuple[str, ...], issues: list[str]
 ) -> Iterator[tuple[str, dict[str, str]]]:
-    """The rows of a table as (``file:line``, text by column); rows that cannot be read go to ``issues``."""
+    """The rows of a table as (``file:line``, text by column); rows that cannot be read go to ``issues``.
+
+    Tables pass through many hands: one in the other encoding (UTF-8 or latin1), or with another separator, is read as
+    what it is, and that is said.
+    """
     try:
-        file = table.open(encoding=encoding, errors="replace", newline="")
+        lines = table.read_bytes().removeprefix(codecs.BOM_UTF8).splitlines(keepends=True)
     except OSError as error:
         issues.append(f"{table.name}: cannot be read: {error.strerror}")
         return
-    with file:
-        reader = csv.reader(file, delimiter=delimiter)
-        columns: list[str] | None = None
-        while True:
-            where = f"{table.name}:{reader.line_num + 1}"
-            try:
-                row = next(reader)
-            except StopIteration:
+    text = list(_decoded(lines, encoding, table.name, issues))
+    found = _delimiter(text[:1], delimiter, required)
+    if found != delimiter:
+        issues.append(f"{table.name}:1: separated by {found!r}, expected {delimiter!r}; read so")
+    reader = csv.reader(text, delimiter=found)
+    columns: list[str] | None = None
+    while True:
+        where = f"{table.name}:{reader.line_num + 1}"
+        try:
+            row = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            issues.append(f"{where}: {error}")
+            continue
+        if columns is None:
+            columns = [column.strip() for column in row]
+            missing = [column for column in required if column not in columns]
+            if missing:
+                issues.append(f"{where}: no column {', '.join(missing)}; the file is not read")
                 return
-            except csv.Error as error:
-                issues.append(f"{where}: {error}")
-                continue
-            if columns is None:
-                columns = [column.strip() for column in row]
-                missing = [column for column in required if column not in columns]
-                if missing:
-                    issues.append(f"{where}: no column {', '.join(missing)}; the file is not read")
-                    return
-            elif row and len(row) != len(columns):
-                issues.append(f"{where}: {len(row)} columns, expected {len(columns)}")
-            elif row:
-                yield where, dict(zip(columns, (text.strip() for text in row), strict=True))
+        elif row and len(row) != len(columns):
+            issues.append(f"{where}: {len(row)} columns, expected {len(columns)}")
+        elif row:
+            yield where, dict(zip(columns, (text.strip() for text in row), strict=True))
+
+
+def _decoded(lines: Sequence[bytes], encoding: str, name: str, issues: list[str]) -> Iterator[str]:
+    """Each line in ``encoding``, UTF-8 or latin1, or in the other where it cannot be that.
+
+    Any bytes are latin1, but hardly any that are not ASCII are UTF-8 by chance.
+    """
+    foreign = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            text, used = line.decode("utf-8"), "utf-8"
+        except UnicodeDecodeError:
+            text, used = line.decode("latin-1"), "latin-1"
+        if used != encoding and not line.isascii():
+            foreign.append((number, used))
+        yield text
+    if foreign:
+        number, used = foreign[0]
+        more = f" (and {len(foreign) - 1} more lines)" if len(foreign) > 1 else ""
+        issues.append(f"{name}:{number}: in {used}, expected {encoding}{more}; read so")
+
+
+def _delimiter(header: Sequence[str], expected: str, required: tuple[str, ...]) -> str:
+    """What separates the columns of a table with these in its header; the expected where nothing does."""
+    for delimiter in (expected, "\t", ",", ";"):
+        with contextlib.suppress(csv.Error):
+            columns = [column.strip() for row in csv.reader(header, delimiter=delimiter) for column in row]
+            if set(required) <= set(columns):
+                return delimiter
+    return expected
 
 
 def _picture_files(folder: Path, issues: list[str]) -> list[str]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -115,6 +116,39 @@ class StyleSpace:
             raise GalleryError(
                 f"the style space '{path}' cannot be read: {error}.", hint="Reinstall Lienzo."
             ) from error
+
+
+@dataclass(frozen=True)
+class StyleEncoder:
+    """A style space as a :class:`shared.gallery_index.ImageEncoder`.
+
+    Attributes:
+        load: makes VGG-19, at the first picture: whoever only opens an index needs no network.
+    """
+
+    space: StyleSpace
+    load: Callable[[], Encoder]
+
+    name: ClassVar[str] = "style"
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the space."""
+        return self.space.fingerprint
+
+    @property
+    def dimensions(self) -> int:
+        """Of the space."""
+        return len(self.space.basis)
+
+    def embed(self, pictures: Sequence[Image.Image]) -> np.ndarray:
+        """Style embeddings, ``[N, K]`` float32 of length 1; one by one, since paintings differ in shape."""
+        rows = [self.space.embed(self._encoder, picture) for picture in pictures]
+        return np.stack(rows) if rows else np.empty((0, self.dimensions), np.float32)
+
+    @cached_property
+    def _encoder(self) -> Encoder:
+        return self.load()
 
 
 def mean_embedding(embeddings: Sequence[np.ndarray]) -> np.ndarray:

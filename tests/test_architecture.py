@@ -26,6 +26,7 @@ COMMAND_LINES = {
     "training/embed_command.py",
     "training/evaluate_command.py",
     "training/index_command.py",
+    "training/load_command.py",
     "training/styles_command.py",
     "training/train_command.py",
 }

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from shared.architectures import ARCHITECTURES, RESNET50, VGG16, VGG19, Architecture
+from shared.architectures import ARCHITECTURES, RESNET50, RESNET152, VGG16, VGG19, Architecture
 from shared.encoders import Encoder
 from shared.errors import InvalidInput
 
@@ -142,15 +142,23 @@ def test_the_layers_of_resnet_are_its_first_three_and_its_blocks():
     assert [RESNET50[name].channels for name in names] == [64, 256, 512, 1024, 2048]
     assert [RESNET50[name].scale for name in names] == [2, 4, 8, 16, 32]
     assert RESNET50["layer4_3"].reach == 213, "a receptive field of 427 pixels"
+    assert len(RESNET152.layers) == 3 + (3 + 8 + 36 + 3) and "layer3_36" in RESNET152.layers
+    assert RESNET50.classifier == RESNET152.classifier == (1000, RESNET152["layer4_3"].channels)
+    assert VGG16.classifier is VGG19.classifier is None, "it is left out"
 
 
 @pytest.mark.parametrize(
     ("architecture", "convolutions", "parameters"),
-    [(VGG16, 13, 14_714_688), (VGG19, 16, 20_024_384), (RESNET50, 53, 25_557_032 - 2_049_000 - 26_560)],
-    ids=["vgg16", "vgg19", "resnet50"],
+    [
+        (VGG16, 13, 14_714_688),
+        (VGG19, 16, 20_024_384),
+        (RESNET50, 53, 25_557_032 - 2_049_000 - 26_560),
+        (RESNET152, 155, 60_192_808 - 2_049_000 - 75_712),
+    ],
+    ids=["vgg16", "vgg19", "resnet50", "resnet152"],
 )
 def test_convolutions_have_the_published_number_of_parameters(architecture, convolutions, parameters):
-    """Without the classifier. Folding leaves one of two trained numbers for each of ResNet-50's 26 560 channels."""
+    """Without the classifier. Folding leaves one of two trained numbers for each channel (ResNet-50: 26 560)."""
     table = architecture.convolutions.values()
     assert len(table) == convolutions
     assert sum(outputs * (inputs * kernel**2 + 1) for outputs, inputs, kernel in table) == parameters
@@ -159,7 +167,7 @@ def test_convolutions_have_the_published_number_of_parameters(architecture, conv
 def test_architectures_go_by_their_names():
     assert all(name == architecture.name for name, architecture in ARCHITECTURES.items())
     assert [ARCHITECTURES[name] for name in ("vgg19", "vgg16", "resnet50")] == list(READ)
-    assert {a.name for a in ARCHITECTURES.values() if a.layers} == {a.name for a in READ}
+    assert [a for a in ARCHITECTURES.values() if a.layers] == [*READ, RESNET152]
 
 
 @each_architecture

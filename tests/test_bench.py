@@ -156,3 +156,29 @@ def test_the_machine_is_named():
     facts = bench.machine(torch.device("cpu"))
     assert facts["processor"] and facts["torch"] == torch.__version__
     assert SimpleNamespace(**facts).device == "cpu"
+
+
+def test_the_index_table(tmp_path):
+    """A real process searches a real index; its matrix is as large as it must be."""
+    out = tmp_path / "index.json"
+    command = [
+        "index",
+        "--rows",
+        "20000",
+        "--dimensions",
+        "64",
+        "--rounds",
+        "1",
+        "--dtype",
+        "float16",
+        "--queries",
+        "2",
+    ]
+    result = CliRunner().invoke(bench_command.app, [*command, "--json", str(out)])
+    assert result.exit_code == 0, result.output
+    found = json.loads(out.read_text())["index"]["float16"]
+    assert found["matrix_bytes"] == 20_000 * 64 * 2 + 2 * 128 and list(found["seconds"]) == ["2"]
+    assert 0 < found["seconds"]["2"] < 60 and 1e8 < found["bandwidth"] < 1e13
+    assert found["memory_bytes"] > 20_000 * 64 * 2, "all of it was read"
+    assert "2 queries" in result.output and "float16" in result.output
+    assert CliRunner().invoke(bench_command.app, [*command, "--dtype", "int8"]).exit_code == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import re
 import shutil
 import subprocess
@@ -245,6 +246,51 @@ def test_a_semart_table_without_its_columns_is_refused(tmp_path):
         open_gallery(tmp_path)
 
 
+def semart_of_three(folder: Path) -> Path:
+    """A table whose second and third pictures have accents in their titles; its file."""
+    rows = [semart_row("a.jpg"), semart_row("b.jpg", "Étretat"), semart_row("c.jpg", "Fête")]
+    draw(*(folder / "Images" / name for name in ("a.jpg", "b.jpg", "c.jpg")))
+    return semart(folder, train=rows) / "semart_train.csv"
+
+
+def test_a_semart_table_in_utf8_is_read_as_such_and_reported(tmp_path):
+    table = semart_of_three(tmp_path)
+    assert read_semart(tmp_path).issues == ()
+    text = table.read_text(encoding="latin-1")
+    for bom in ("", "\ufeff"):
+        table.write_text(bom + text, encoding="utf-8")
+        gallery = read_semart(tmp_path)
+        assert [picture.title for picture in gallery.pictures] == ["A title", "Étretat", "Fête"]
+        assert gallery.issues == ("semart_train.csv:3: in utf-8, expected latin-1 (and 1 more lines); read so",)
+    head, rest = text.split("Fête")
+    table.write_bytes(head.encode("latin-1") + "Fête".encode() + rest.encode("latin-1"))
+    gallery = read_semart(tmp_path)
+    assert [picture.title for picture in gallery.pictures] == ["A title", "Étretat", "Fête"]
+    assert gallery.issues == ("semart_train.csv:4: in utf-8, expected latin-1; read so",)
+
+
+@pytest.mark.parametrize("separator", [",", ";"])
+def test_a_semart_table_with_another_separator_is_read_and_reported(tmp_path, separator):
+    table = semart_of_three(tmp_path)
+    rows = list(csv.reader(table.read_text(encoding="latin-1").splitlines(), delimiter="\t"))
+    with table.open("w", encoding="latin-1", newline="") as file:
+        csv.writer(file, delimiter=separator).writerows(rows)
+    gallery = read_semart(tmp_path)
+    assert [picture.title for picture in gallery.pictures] == ["A title", "Étretat", "Fête"]
+    assert gallery.issues == (f"semart_train.csv:1: separated by {separator!r}, expected '\\t'; read so",)
+
+
+def test_a_folders_table_in_latin1_is_read_and_reported(tmp_path):
+    draw(tmp_path / "a.jpg")
+    (tmp_path / "metadata.csv").write_bytes("file;title\na.jpg;Étretat\n".encode("latin-1"))
+    gallery = read_folder(tmp_path)
+    assert gallery.pictures[0].title == "Étretat"
+    assert gallery.issues == (
+        "metadata.csv:2: in latin-1, expected utf-8; read so",
+        "metadata.csv:1: separated by ';', expected ','; read so",
+    )
+
+
 # --- WikiArt's layout ---
 
 
@@ -312,13 +358,14 @@ def test_a_folders_table_reports_bad_rows_by_line(tmp_path):
     )
     gallery = read_folder(tmp_path)
     assert gallery.issues == (
+        "metadata.csv:5: in latin-1, expected utf-8; read so",
         "metadata.csv:2: 'gone.jpg' is missing",
         "metadata.csv:3: 1 columns, expected 2",
         "metadata.csv:4: '../a.jpg' is no path inside the gallery's folder",
         "metadata.csv:6: 'b.jpg' has a row already",
         "metadata.csv:7: 3 columns, expected 2",
     )
-    assert [picture.title for picture in gallery.pictures] == ["A", "Caf\N{REPLACEMENT CHARACTER}"]
+    assert [picture.title for picture in gallery.pictures] == ["A", "Café"]
 
 
 def test_a_second_table_and_an_unreadable_one_are_reported(tmp_path, monkeypatch):

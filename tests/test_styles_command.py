@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 from shared.errors import InvalidInput, NotFound
 from shared.fast_models import Card, ClusterCard, read_card
 from shared.files import sha256
-from training import styles_command
+from training import ray_tasks, styles_command
 from training.cli import app
 from training.clusters import NEAREST, Cluster, Clustering, Member
 from training.styles_command import StylesFailed, cluster_jobs, picture_jobs, run_jobs, slug_of
@@ -351,7 +351,7 @@ def test_a_file_that_holds_no_clusters_is_refused(pattern, tmp_path):
     ids=str,
 )
 def test_a_job_asks_for_no_more_than_a_machine_has(nodes, workers, share):
-    assert styles_command._share(nodes, workers) == share
+    assert ray_tasks.share(nodes, workers) == share
 
 
 @pytest.mark.slow

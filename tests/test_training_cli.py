@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import math
 import os
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -28,8 +29,9 @@ from shared.gallery_index import GalleryIndex
 from shared.images import decode, encode
 from shared.onnx_runtime import open_session
 from shared.perceptual_loss import LossSettings
-from shared.style_space import StyleSpace
+from shared.style_space import StyleEncoder, StyleSpace
 from shared.transform_network import TransformNetwork
+from shared.vector_index import ExactIndex
 from training import train_command
 from training.checkpoints import save_checkpoint
 from training.cli import app, parse_duration
@@ -439,12 +441,61 @@ def test_a_space_needs_two_readable_pictures(tmp_path, vgg19_weights):
     assert not (tmp_path / "space.safetensors").exists()
 
 
-def test_a_gallery_is_indexed_in_the_shipped_space(gallery, tmp_path, vgg19_weights):
-    output = tmp_path / "new" / "index.safetensors"
-    result = lienzo_train("index", "--gallery", gallery, "-o", output)
+def test_a_gallery_is_indexed_in_the_shipped_space_and_then_brought_up_to_date(tmp_path, gallery, vgg19_weights):
+    pictures, output = tmp_path / "drawn", tmp_path / "new" / "index"
+    shutil.copytree(gallery, pictures)
+    for i in range(7):
+        (pictures / f"worse-{i}.png").write_bytes(b"no picture")
+    result = lienzo_train("index", "--gallery", pictures, "-o", output)
     assert result.exit_code == 0, result.output
-    index = GalleryIndex.load(output, gallery=open_gallery(gallery), space=StyleSpace.load())
-    assert len(index.ids) == 3 and "3 pictures" in result.stdout
+    assert "3 pictures; 3 added, 0 changed, 0 removed" in result.stdout
+    assert "index: bad: " in result.stderr and "8 problems in all" in result.stderr
+    assert "worse-5" not in result.stderr, "the first few only"
+    encoder = StyleEncoder(StyleSpace.load(), lambda: pytest.fail("opening needs no network"))
+    index = GalleryIndex.open(output, open_gallery(pictures), [encoder])
+    assert index.ids == ("0", "1", "2") and len(index.issues) == 8
+    strokes(64, 48, seed=9).save(pictures / "1.png")
+    (pictures / "0.png").unlink()
+    strokes(64, 48, seed=8).save(pictures / "new.png")
+    result = lienzo_train("index", "--gallery", pictures, "-o", output)
+    assert "3 pictures; 1 added, 1 changed, 1 removed" in result.stdout
+
+
+def test_a_gallerys_own_problems_are_listed(tmp_path, gallery, vgg19_weights):
+    shutil.copytree(gallery, tmp_path / "drawn")
+    (tmp_path / "drawn" / "metadata.csv").write_text("file,title\nmissing.png,Gone\n0.png,A\n")
+    result = lienzo_train("index", "--gallery", tmp_path / "drawn", "-o", tmp_path / "index")
+    assert result.exit_code == 0 and "gallery: metadata.csv:2: 'missing.png' is missing" in result.stderr
+
+
+def test_ray_embeds_what_one_process_embeds(tmp_path, gallery, vgg19_weights, monkeypatch):
+    pytest.importorskip("ray", reason="Ray is an extra of its own")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("shared.gallery_index.SHARD", 1)
+    found = []
+    for engine in ("local", "ray"):
+        options = ("--engine", engine, "--workers", 1) if engine == "ray" else ()
+        result = lienzo_train("index", "--gallery", gallery, "-o", tmp_path / engine, "--device", "cpu", *options)
+        assert result.exit_code == 0, result.output
+        assert "3 added" in result.stdout and "bad: " in result.stderr
+        found.append(ExactIndex.open(tmp_path / engine / "style"))
+    assert found[0].ids == found[1].ids == ("0", "1", "2")
+    for id in found[0].ids:
+        assert found[0].vector(id) @ found[1].vector(id) > 0.999
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--encoder", "smell"), "encoder is 'smell', expected one of style"),
+        (("--engine", "spark"), "engine is 'spark', expected one of local, ray"),
+        (("--workers", 0), "workers is 0"),
+        (("--encoder", "style", "--encoder", "style"), "'style' is no name of a space, or occurs twice"),
+    ],
+)
+def test_an_index_that_cannot_be_made_is_refused(tmp_path, gallery, options, message):
+    assert message in refused(lienzo_train("index", "--gallery", gallery, "-o", tmp_path / "index", *options))
+    assert not (tmp_path / "index").exists()
 
 
 @pytest.mark.parametrize("command", ["space", "index"])

@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from shared import weights
-from shared.architectures import RESNET50, VGG16, VGG19
+from shared.architectures import RESNET50, RESNET152, VGG16, VGG19
 from shared.encoders import Encoder
 from shared.errors import NotFound, WeightsUnavailable
 from shared.torchvision_compat import import_torchvision
@@ -35,7 +35,7 @@ from shared.weights import SOURCES, Download, PackageArchive, WeightsSource
 
 ROOT = Path(__file__).parent.parent
 TORCHVISION = SOURCES["vgg19-torchvision"]
-DOWNLOADED = ("vgg19-torchvision", "vgg16", "resnet50")
+DOWNLOADED = ("vgg19-torchvision", "vgg16", "resnet50", "resnet152")
 
 
 @pytest.fixture(autouse=True)
@@ -49,9 +49,9 @@ def own_cache(tmp_path, monkeypatch) -> Path:
 # --- a checkpoint and a server of our own --------------------------------------------------------------------------
 
 
-# Convolutions of each block of torchvision's configurations D and E; blocks of each stage of its ResNet-50.
+# Convolutions of each block of torchvision's configurations D and E; blocks of each stage of its ResNets.
 VGG_BLOCKS = {"vgg16": (2, 2, 3, 3, 3), "vgg19-torchvision": (2, 2, 4, 4, 4)}
-RESNET_BLOCKS = (3, 4, 6, 3)
+RESNET_BLOCKS = {"resnet50": (3, 4, 6, 3), "resnet152": (3, 8, 36, 3)}
 
 
 def vgg_shapes(convolutions: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
@@ -66,7 +66,7 @@ def vgg_shapes(convolutions: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
     return shapes | {"classifier.0.weight": (4096, 25088), "classifier.6.bias": (1000,)}
 
 
-def resnet_shapes(blocks: tuple[int, ...] = RESNET_BLOCKS) -> dict[str, tuple[int, ...]]:
+def resnet_shapes(blocks: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
     """Shapes of torchvision's checkpoint by key, for a ResNet of bottleneck blocks."""
     shapes: dict[str, tuple[int, ...]] = {}
 
@@ -90,7 +90,9 @@ def resnet_shapes(blocks: tuple[int, ...] = RESNET_BLOCKS) -> dict[str, tuple[in
     return shapes | {"fc.weight": (1000, 2048), "fc.bias": (1000,)}
 
 
-SHAPES = {name: vgg_shapes(blocks) for name, blocks in VGG_BLOCKS.items()} | {"resnet50": resnet_shapes()}
+SHAPES = {name: vgg_shapes(blocks) for name, blocks in VGG_BLOCKS.items()} | {
+    name: resnet_shapes(blocks) for name, blocks in RESNET_BLOCKS.items()
+}
 
 
 def numbers(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, float]:
@@ -226,6 +228,8 @@ def test_names_shapes_and_normalisation(each_source):
     shapes = {"input.weight": (3, 3, 1, 1), "input.bias": (3,)}
     for name, (outputs, inputs, kernel) in weights.architecture(each_source).convolutions.items():
         shapes |= {f"{name}.weight": (outputs, inputs, kernel, kernel), f"{name}.bias": (outputs,)}
+    if each_source.name.startswith("resnet"):
+        shapes |= {"classifier.weight": (1000, 2048), "classifier.bias": (1000,)}
     assert {name: tuple(tensor.shape) for name, tensor in tensors.items()} == shapes
     assert all(tensor.dtype == torch.float32 for tensor in tensors.values())
     picture = torch.rand(2, 3, 5, 7)
@@ -270,6 +274,14 @@ def test_batch_normalisation_is_folded_in(server, layer, convolution, norm):
     assert tensors[f"{layer}.bias"].unique().tolist() == [float(torch.tensor(shift - mean * factor))]
 
 
+def test_the_classifier_is_the_checkpoints(server):
+    server.body = CHECKPOINTS["resnet50"]
+    tensors = weights.load(served(server.url, server.body, "resnet50"))
+    theirs = numbers(SHAPES["resnet50"])
+    for part in ("weight", "bias"):
+        assert tensors[f"classifier.{part}"].unique().tolist() == [pytest.approx(theirs[f"fc.{part}"])]
+
+
 def test_parameters_come_out_as_plain_tensors(tmp_path):
     """Checkpoints from before a state's tensors were detached hold parameters, in whatever type."""
     state = {key: torch.nn.Parameter(torch.zeros(shape).half()) for key, shape in SHAPES["vgg16"].items()}
@@ -283,7 +295,12 @@ def test_parameters_come_out_as_plain_tensors(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "published"),
-    [("vgg19-torchvision", "VGG19_Weights"), ("vgg16", "VGG16_Weights"), ("resnet50", "ResNet50_Weights")],
+    [
+        ("vgg19-torchvision", "VGG19_Weights"),
+        ("vgg16", "VGG16_Weights"),
+        ("resnet50", "ResNet50_Weights"),
+        ("resnet152", "ResNet152_Weights"),
+    ],
 )
 def test_pinned_downloads_are_the_ones_that_torchvision_names(name, published):
     theirs = getattr(import_torchvision().models, published).IMAGENET1K_V1
@@ -331,6 +348,16 @@ def test_longer_content_is_cut_off(server, source, own_cache):
     with pytest.raises(WeightsUnavailable, match="sent more than expected"):
         weights.fetch(source)
     assert visible(own_cache) == []
+
+
+@pytest.mark.parametrize(("off", "taken"), [(-100, True), (100, True), (-101, False), (101, False)])
+def test_where_only_a_rounded_size_is_published_the_hash_alone_must_match(server, source, off, taken):
+    rounded = replace(source, origin=Download(server.url, slack=100), checkpoint_size=len(CHECKPOINT) + off)
+    if taken:
+        assert weights.fetch(rounded).is_file()
+    else:
+        with pytest.raises(WeightsUnavailable, match=f"expected {len(CHECKPOINT) + off}"):
+            weights.fetch(rounded)
 
 
 def test_refused_connection_is_explained(own_cache):
@@ -442,7 +469,9 @@ def test_unknown_name():
 
 def test_architecture_of_each_source(source):
     found = {name: weights.architecture(name) for name in ("vgg19", *DOWNLOADED)}
-    assert found == {"vgg19": VGG19, "vgg19-torchvision": VGG19, "vgg16": VGG16, "resnet50": RESNET50}
+    assert found == {"vgg19": VGG19, "vgg19-torchvision": VGG19, "vgg16": VGG16, "resnet50": RESNET50} | {
+        "resnet152": RESNET152
+    }
     assert all(weights.architecture(name).name == SOURCES[name].architecture for name in SOURCES)
     assert weights.architecture(source) is VGG19
     with pytest.raises(NotFound, match=r"no architecture 'vgg91'.*vgg19, vgg16, resnet50") as refusal:

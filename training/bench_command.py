@@ -54,7 +54,7 @@ def step(
 
         for each in sizes:
             found[each] = step_costs(each, device=device, rounds=rounds, on_round=count)
-    table = Table("size", "variant", "s/step", "times faster", "peak memory", title=_title(facts))
+    table = Table("size", "variant", "s/step", "times faster", "peak memory", title=title(facts))
     for each, costs in found.items():
         slowest = costs[VARIANTS[0].name].seconds
         for name, cost in costs.items():
@@ -69,7 +69,7 @@ def step(
     plain = {
         str(each): {name: dataclasses.asdict(cost) for name, cost in costs.items()} for each, costs in found.items()
     }
-    _write(json_path, {"machine": facts, "step": plain})
+    write_json(json_path, {"machine": facts, "step": plain})
 
 
 @app.command("optimizer")
@@ -114,7 +114,7 @@ def optimizer(
         for kind in precisions:
             for begin in starts:
                 cost = costs[each][f"lienzo {kind}"].seconds if rounds else 0.0
-                within = [mark for mark in steps if mark * cost * len(chosen) <= _seconds(limit)]
+                within = [mark for mark in steps if mark * cost * len(chosen) <= parse_seconds(limit)]
                 if not within:
                     continue
                 descents = _descend(bench, chosen, each, kind, begin, within, warm, final_rate=0.05 if settle else 1.0)
@@ -129,9 +129,9 @@ def optimizer(
                         "pairs": [dataclasses.asdict(descent) for descent in descents],
                     }
                 )
-                _write(json_path, _plain(facts, chosen, costs, rows))
+                write_json(json_path, _plain(facts, chosen, costs, rows))
     table = Table(
-        "size", "precision", "start", "s/step", "peak memory", *(f"loss at {m}" for m in steps), title=_title(facts)
+        "size", "precision", "start", "s/step", "peak memory", *(f"loss at {m}" for m in steps), title=title(facts)
     )
     for row in rows:
         cost = costs.get(row["size"], {}).get(f"lienzo {row['precision']}")
@@ -144,7 +144,7 @@ def optimizer(
             *(f"{row['totals'][mark]:.3f}" if mark in row["totals"] else "–" for mark in steps),
         )
     console.print(table)
-    _write(json_path, _plain(facts, chosen, costs, rows))
+    write_json(json_path, _plain(facts, chosen, costs, rows))
 
 
 @app.command("warm-start")
@@ -186,13 +186,13 @@ def warm_start(
                 "reaches": {mark: descent.reaches(total) for mark, total in reference.totals.items()},
             }
         rows.append(row)
-        _write(json_path, {"machine": facts, "size": size, "cold": cold, "optimizer": optimizer, "pairs": rows})
+        write_json(json_path, {"machine": facts, "size": size, "cold": cold, "optimizer": optimizer, "pairs": rows})
     begins = list(rows[0]["warm"])
     table = Table(
         "style",
         "nearest network",
         *(f"{begin}: as cold {mark}" for begin in begins for mark in steps),
-        title=f"{_title(facts)}; {size} px, cold start from {cold}",
+        title=f"{title(facts)}; {size} px, cold start from {cold}",
     )
     reached: dict[tuple[str, int], list[float]] = {(b, m): [] for b in begins for m in steps}
     for row in rows:
@@ -207,6 +207,145 @@ def warm_start(
     medians = [statistics.median(values) for values in reached.values()]
     table.add_row("median", "", *(f"> {within}" if m == float("inf") else f"{m:g}" for m in medians), style="bold")
     console.print(table)
+
+
+@app.command("retrieval")
+@explain_errors
+def retrieval(
+    gallery: Annotated[
+        str, typer.Option(help="Folder of paintings with style labels, such as WikiArt's Style/artist_title.jpg.")
+    ],
+    encoder: Annotated[
+        list[str] | None,
+        typer.Option(help="style, resnet50, resnet152, FILE.onnx[:OUTPUT], or several joined by +; repeatable."),
+    ] = None,
+    k: Annotated[int, typer.Option("-k", help="How many of the nearest count.", min=1, max=100)] = 5,
+    device: DeviceOption = "cpu",
+    json_path: JsonOption = None,
+) -> None:
+    """How often the nearest pictures have the style of the one asked for: precision by style label, by encoder.
+
+    Measured twice: among all other pictures, and among those of other artists, since an artist's pictures find each
+    other. Intervals are 95 %, by bootstrap over artists.
+
+    Example: `lienzo-train bench retrieval --gallery wikiart/ --encoder style --encoder resnet152`
+    """
+    from shared.galleries import open_gallery
+    from shared.image_encoders import STYLE, open_encoder
+    from training.bench import machine
+    from training.style_precision import ROUNDS, difference, embed_pictures, labelled, style_precision
+
+    facts, opened = machine(_device(device)), open_gallery(gallery)
+    pictures = labelled(opened)
+    with stages() as progress:
+        encoders = [open_encoder(spec, device=device, progress=progress) for spec in encoder or [STYLE]]
+    with bar("embedding", len(pictures)) as update:
+        embedded = embed_pictures(pictures, encoders, on_picture=lambda done, _: update(done))
+    labels, ways = embedded.labels, {"all": False, "other artists": True}
+    found = [
+        {way: style_precision(rows, labels, k=k, other_artists=others) for way, others in ways.items()}
+        for rows in embedded.embeddings
+    ]
+    ways = [way for way in ways if found[0][way] is not None]
+    rows = [
+        {
+            "encoder": each.name,
+            "fingerprint": each.fingerprint,
+            "dimensions": each.dimensions,
+            "seconds": seconds,
+            "precision": {
+                way: {name: value for name, value in dataclasses.asdict(measured[way]).items() if name != "values"}
+                for way in ways
+            },
+            "above_first": {way: difference(found[0][way], measured[way], labels) for way in ways},
+        }
+        for each, seconds, measured in zip(encoders, embedded.seconds, found, strict=True)
+    ]
+    write_json(
+        json_path,
+        {
+            "machine": facts,
+            "gallery": {"name": opened.name, "fingerprint": opened.fingerprint, "pictures": len(labels.styles)},
+            "settings": {"k": k, "bootstrap_rounds": ROUNDS},
+            "encoders": rows,
+            "issues": embedded.issues,
+        },
+    )
+    console.print(_precision_table(rows, ways, k, f"{title(facts)}; {len(labels.styles)} pictures of {opened.name}"))
+    console.print(_style_table(rows, ways[-1], k))
+
+
+def _precision_table(rows: list[dict[str, Any]], ways: list[str], k: int, heading: str) -> Table:
+    """Precision of each encoder, and what chance and a perfect ranking would have."""
+    table = Table(
+        "encoder", "numbers", "ms/picture", *(f"P@{k}, {way}" for way in ways), "above the first", title=heading
+    )
+    for row in rows:
+        measured = (row["precision"][way] for way in ways)
+        above, low, high = row["above_first"][ways[-1]]
+        table.add_row(
+            row["encoder"],
+            str(row["dimensions"]),
+            f"{1000 * row['seconds']:.0f}",
+            *(f"{each['precision']:.3f} ({each['low']:.3f}–{each['high']:.3f})" for each in measured),
+            "" if row is rows[0] else f"{above:+.3f} ({low:+.3f} to {high:+.3f})",
+        )
+    for name, label in (("chance", "chance"), ("ceiling", "best possible")):
+        table.add_row(label, "", "", *(f"{rows[0]['precision'][way][name]:.3f}" for way in ways), style="dim")
+    return table
+
+
+def _style_table(rows: list[dict[str, Any]], way: str, k: int) -> Table:
+    """Precision of each encoder by style."""
+    table = Table("style", "pictures", *(row["encoder"] for row in rows), title=f"P@{k} by style, {way}")
+    for style, (_, count) in rows[0]["precision"][way]["by_style"].items():
+        table.add_row(style, str(count), *(f"{row['precision'][way]['by_style'][style][0]:.3f}" for row in rows))
+    return table
+
+
+@app.command("index")
+@explain_errors
+def index(
+    rows: Annotated[int, typer.Option(help="Vectors in the index.", min=1)] = 80_000,
+    dimensions: Annotated[int, typer.Option(help="Of each vector.", min=1)] = 2048,
+    dtype: Annotated[list[str] | None, typer.Option(help="float16 or float32; both where not given.")] = None,
+    queries: Annotated[list[int] | None, typer.Option(help="Queries searched for at once; repeatable.", min=1)] = None,
+    rounds: Annotated[int, typer.Option(help="Timed searches of each kind; the median counts.", min=1)] = 9,
+    json_path: JsonOption = None,
+) -> None:
+    """How long the exact index searches, and what memory it takes, beside the time to read its matrix once.
+
+    Random vectors in a temporary folder (330 MB as float16 by default), searched in a process of its own.
+    """
+    from training.bench import machine
+    from training.index_bench import search_costs
+
+    facts, batches = machine(_device("cpu")), queries or [1, 32]
+    found = {}
+    for kind in dtype or ["float16", "float32"]:
+        with bar(f"index of {kind}", rows) as update:
+            found[kind] = search_costs(rows, dimensions, dtype=kind, batches=batches, rounds=rounds, on_rows=update)
+    table = Table(
+        "stored as",
+        "matrix",
+        "read once, predicted",
+        *(f"{batch} quer{'y' if batch == 1 else 'ies'}" for batch in batches),
+        "opening",
+        "memory",
+        title=f"{title(facts)}; {rows:,} × {dimensions:,}",
+    )
+    for kind, cost in found.items():
+        table.add_row(
+            kind,
+            f"{cost.matrix_bytes / 1e6:.0f} MB",
+            f"{1e3 * cost.predicted_seconds:.1f} ms ({cost.bandwidth / 1e9:.1f} GB/s)",
+            *(f"{1e3 * cost.seconds[batch]:.1f} ms" for batch in batches),
+            f"{cost.open_seconds:.2f} s",
+            f"{cost.memory_bytes / 1e6:.0f} MB",
+        )
+    console.print(table)
+    plain = {kind: dataclasses.asdict(cost) for kind, cost in found.items()}
+    write_json(json_path, {"machine": facts, "rows": rows, "dimensions": dimensions, "index": plain})
 
 
 def _fetch() -> None:
@@ -308,17 +447,20 @@ def parse_marks(text: str) -> list[int]:
     return marks
 
 
-def _seconds(text: str) -> float:
+def parse_seconds(text: str) -> float:
+    """Seconds of a duration like 15m, see :func:`training.cli.parse_duration`."""
     from training.cli import parse_duration
 
     return parse_duration(text)
 
 
-def _title(facts: dict[str, Any]) -> str:
+def title(facts: dict[str, Any]) -> str:
+    """What a table was measured on, for above it."""
     where = facts.get("gpu") or facts["processor"]
     return f"{where}, {facts['threads']} threads, torch {facts['torch']}"
 
 
-def _write(path: Path | None, data: dict[str, Any]) -> None:
+def write_json(path: Path | None, data: dict[str, Any]) -> None:
+    """Write what was measured, where a file was asked for."""
     if path is not None:
         write_atomically(path, json.dumps(data, indent=1, default=str).encode())

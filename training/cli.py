@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import re
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from shared.console import bar, console, explain_errors
+from shared.console import bar, console, explain_errors, notices
 from shared.errors import InvalidInput
 from shared.perceptual_loss import LossSettings
-from training import bench_command, clusters_command, embed_command, evaluate_command
+from training import bench_command, clusters_command, embed_command, evaluate_command, load_command
 from training.style_trainer import TrainingSettings
 
 if TYPE_CHECKING:
@@ -30,10 +30,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+bench_command.app.command("http")(load_command.http)
+bench_command.app.command("steady")(load_command.steady)
 app.add_typer(bench_command.app, name="bench")
 app.command("clusters")(clusters_command.clusters)
 app.command("embed")(embed_command.embed)
 app.command("evaluate")(evaluate_command.evaluate)
+
+_ISSUES_SHOWN = 5
 
 _LOSS, _TRAINING = LossSettings(), TrainingSettings()
 
@@ -330,13 +334,55 @@ def space(
 @explain_errors
 def index(
     gallery: Annotated[str, typer.Option(help="'met' or a folder (SemArt's layout, WikiArt's, or any pictures).")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The .safetensors file to write.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the index.")],
+    encoder: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What to embed pictures by: style, resnet152, resnet50 or FILE.onnx[:OUTPUT]; repeatable. "
+            "'style' if left out."
+        ),
+    ] = None,
+    index_uri: Annotated[
+        str | None,
+        typer.Option(help="Put the vectors into Milvus: a file that ends in .db, or http(s)://HOST:PORT."),
+    ] = None,
+    engine: Annotated[
+        str, typer.Option(help="local: embed in this process; ray: on every worker of a Ray cluster.")
+    ] = "local",
+    workers: Annotated[
+        int | None, typer.Option(help="Tasks at a time under Ray; as many as it has room for if left out.")
+    ] = None,
+    device: Device = "auto",
 ) -> None:
-    """Compute the style embeddings of a gallery once, so that a service need not."""
+    """Embed a gallery's pictures once, so that a service need not, or bring their index up to date.
+
+    Only pictures that are new or whose file changed are embedded; a run that was interrupted is taken up.
+
+    Example: `lienzo-train index --gallery paintings/ -o paintings-index`, then
+    `LIENZO_GALLERY_INDEX=paintings-index lienzo serve --gallery paintings/`.
+    """
     from training.index_command import build_index
 
-    built = build_index(gallery, output)
-    console.print(f"{output}: {len(built.ids)} pictures")
+    opened, changes = build_index(
+        gallery,
+        output,
+        encoders=encoder or ["style"],
+        uri=index_uri,
+        engine=engine,
+        workers=workers,
+        device=device,
+    )
+    _list_issues("gallery", opened.issues)
+    _list_issues("index", changes.issues)
+    console.print(f"{output}: {changes.pictures} pictures; {changes}", soft_wrap=True)
+
+
+def _list_issues(what: str, issues: Sequence[str]) -> None:
+    """How many problems there are, and the first few."""
+    for issue in issues[:_ISSUES_SHOWN]:
+        notices.print(f"{what}: {issue}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+    if len(issues) > _ISSUES_SHOWN:
+        notices.print(f"{what}: {len(issues)} problems in all; the others are like these", style="yellow")
 
 
 @app.command()

@@ -42,7 +42,8 @@ def embed(
     ] = None,
     seeds: Annotated[int, typer.Option(help="Trainings of each preset that is compared.", min=1)] = 3,
     image_encoder: Annotated[
-        str, typer.Option(help="resnet50, a network as PATH.onnx or PATH.onnx:OUTPUT, or open_clip:MODEL/PRETRAINED.")
+        str,
+        typer.Option(help="resnet50, resnet152, PATH.onnx, PATH.onnx:OUTPUT, style, or open_clip:MODEL/PRETRAINED."),
     ] = "resnet50",
     sentence_encoder: Annotated[
         str | None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import logging
 from collections.abc import Callable, Sequence
@@ -10,29 +11,18 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from shared.errors import GalleryError, InvalidInput
 from shared.files import sha256, write_atomically
+from shared.image_encoders import ImageEncoder
 from shared.images import decode
 
 log = logging.getLogger(__name__)
 
 SHARD = 64
 """Pictures after which the cache is written, and texts that are encoded together."""
-
-
-class ImageEncoder(Protocol):
-    """What is needed of an image encoder."""
-
-    name: str
-    fingerprint: str
-    dimensions: int
-
-    def embed(self, pictures: Sequence[Image.Image], *, augment: np.random.Generator | None = None) -> np.ndarray:
-        """``[N, D]`` float32, each of length 1; with ``augment`` of random crops and flips."""
 
 
 class SentenceEncoder(Protocol):
@@ -43,6 +33,11 @@ class SentenceEncoder(Protocol):
 
     def encode(self, texts: Sequence[str], /) -> np.ndarray:
         """``[N, D]`` float32, each of length 1."""
+
+
+def takes_crops(encoder: ImageEncoder) -> bool:
+    """Whether an image encoder can look at random crops: ``embed(pictures, augment=generator)``."""
+    return "augment" in inspect.signature(encoder.embed).parameters
 
 
 class FeatureCache:
@@ -117,8 +112,9 @@ class FeatureCache:
         picture = decode(path)
         rows = [] if known is None else list(known)
         for view in range(len(rows), 1 + count):
-            augment = np.random.default_rng((int(key[:16], 16), view)) if view else None
-            rows.append(self._encoder.embed([picture], augment=augment)[0].astype(np.float16))
+            augment = np.random.default_rng((int(key[:16], 16), view))
+            found = self._encoder.embed([picture], augment=augment) if view else self._encoder.embed([picture])
+            rows.append(found[0].astype(np.float16))
         return np.stack(rows)
 
 

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from shared import weights
 from shared.console import bar, stages
 from shared.devices import pick_device, pick_dtype
 from shared.encoders import Encoder
-from shared.errors import InvalidInput
-from shared.galleries import open_gallery
-from shared.gallery_index import GalleryIndex
+from shared.errors import GalleryError, InvalidInput, LienzoError
+from shared.galleries import Gallery, Picture, open_gallery
+from shared.gallery_index import Changes, Embedded, ImageEncoder, embed_here, embed_pictures, update_index
+from shared.image_encoders import absolute_spec, open_encoder
 from shared.images import decode
 from shared.style_space import StyleSpace, style_statistics
+from training.ray_tasks import check_engine, run_on_ray
 
 log = logging.getLogger(__name__)
 
@@ -46,13 +52,94 @@ def fit_space(galleries: list[str], output: Path, *, dimensions: int, whitening:
     return fitted
 
 
-def build_index(spec: str, output: Path) -> GalleryIndex:
-    """Index the gallery ``spec`` in the shipped style space and write the index to ``output``."""
-    gallery, space = open_gallery(spec), StyleSpace.load()
-    with bar("embedding", len(gallery.pictures)) as update:
-        built = GalleryIndex.build(gallery, vgg19_encoder(), space, on_picture=lambda done, total: update(done, total))
-    built.save(output)
-    return built
+def build_index(
+    spec: str,
+    output: Path,
+    *,
+    encoders: Sequence[str],
+    uri: str | None = None,
+    engine: str = "local",
+    workers: int | None = None,
+    device: str = "auto",
+) -> tuple[Gallery, Changes]:
+    """Index the gallery ``spec`` in the spaces of ``encoders``, or bring its index up to date.
+
+    Args:
+        encoders: specs, see :mod:`shared.image_encoders`.
+        uri: of Milvus, for vectors that are to lie there.
+        engine: ``local``: embed in this process; ``ray``: on the workers of a Ray cluster that sees the same folders.
+        workers: tasks at a time under Ray; as many as it has room for where not given.
+
+    Raises:
+        InvalidInput: there is no such encoder or engine, or it is not installed.
+        GalleryError: the gallery cannot be used.
+    """
+    check_engine(engine, workers)
+    gallery = open_gallery(spec)
+    made = {spec: image_encoder(spec, device) for spec in map(absolute_spec, encoders)}
+    specs = {encoder.fingerprint: spec for spec, encoder in made.items()}
+    embed = embed_here if engine == "local" else partial(_embed_on_ray, specs=specs, workers=workers, device=device)
+    with stages() as progress:
+        changes = update_index(output, gallery, tuple(made.values()), uri=uri, embed=embed, progress=progress)
+    return gallery, changes
+
+
+@cache
+def image_encoder(spec: str, device: str = "auto") -> ImageEncoder:
+    """The encoder that ``spec`` names; one for each process and device, since each holds a network."""
+    with stages() as progress:
+        return open_encoder(spec, device=device, vgg19=lambda: vgg19_encoder(device), progress=progress)
+
+
+@dataclass(frozen=True)
+class _Portion:
+    """A shard for a worker, which makes the encoders itself, from their specs: networks are no message."""
+
+    number: int
+    pictures: Sequence[Picture]
+    encoders: tuple[str, ...]
+    device: str
+
+
+def _embed_on_ray(
+    shards: Sequence[Sequence[Picture]],
+    encoders: Sequence[ImageEncoder],
+    on_pictures: Callable[[int], None],
+    *,
+    specs: Mapping[str, str],
+    workers: int | None,
+    device: str,
+) -> Iterator[Embedded]:
+    """Embed shards on Ray; they come in their order whichever is done first, so that the index keeps the gallery's.
+
+    Args:
+        specs: of the encoders, by fingerprint.
+    """
+    chosen = tuple(specs[encoder.fingerprint] for encoder in encoders)
+    portions = [_Portion(i, shard, chosen, device) for i, shard in enumerate(shards)]
+    done: dict[int, Embedded] = {}
+    following = 0
+    for portion, result in run_on_ray(_embed_portion, portions, workers):
+        if isinstance(result, Exception):
+            raise (
+                result
+                if isinstance(result, LienzoError)
+                else GalleryError(
+                    f"embedding failed on a worker: {result}.",
+                    hint="Run the same command again: what is embedded is kept.",
+                )
+            ) from result
+        on_pictures(len(portion.pictures))
+        done[portion.number] = result
+        while following in done:
+            yield done.pop(following)
+            following += 1
+
+
+def _embed_portion(portion: _Portion, threads: int, _: Path) -> Embedded:
+    """On a Ray worker, which sets OMP_NUM_THREADS to 1; the task was given ``threads`` cores."""
+    torch.set_num_threads(threads)
+    return embed_pictures(portion.pictures, [image_encoder(spec, portion.device) for spec in portion.encoders])
 
 
 def vgg19_encoder(device: str = "auto") -> Encoder:

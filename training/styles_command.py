@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path, PurePath
-from typing import Any
 
 from shared import fast_models, galleries
 from shared.console import bar
@@ -16,11 +15,10 @@ from shared.errors import InvalidInput, LienzoError, ModelRefused
 from shared.fast_models import Card, ClusterCard
 from shared.galleries import Gallery, open_gallery
 from training.clusters import NEAREST, Cluster, Clustering
+from training.ray_tasks import check_engine, run_on_ray
 from training.train_command import StyleJob, StyleSource, run_style_job, style_sources
 
 log = logging.getLogger(__name__)
-
-ENGINES = ("local", "ray")
 
 
 class StylesFailed(LienzoError):
@@ -108,18 +106,14 @@ def run_jobs(jobs: Sequence[StyleJob], *, engine: str, workers: int | None = Non
     """Run the jobs and yield their cards as they are done.
 
     Args:
-        engine: ``local``: one after the other in this process; ``ray``: one on each worker of a Ray cluster (Moritz et
-            al. 2018), which must see the same folders; without a cluster, Ray starts one on this machine.
+        engine: ``local``: one after the other in this process; ``ray``: see :func:`training.ray_tasks.run_on_ray`.
         workers: jobs at a time under Ray; as many as it has room for where not given.
 
     Raises:
         InvalidInput: there is no such engine, or it is not installed, or ``workers`` is below 1.
         StylesFailed: some jobs failed; after all others are done.
     """
-    if engine not in ENGINES:
-        raise InvalidInput(f"engine is '{engine}', expected one of {', '.join(ENGINES)}.", field="engine")
-    if workers is not None and workers < 1:
-        raise InvalidInput(f"workers is {workers}, expected at least 1.", field="workers")
+    check_engine(engine, workers)
     failures: list[tuple[str, Exception]] = []
     run = _run_here if engine == "local" else _run_on_ray
     yield from run(jobs, failures, workers)
@@ -145,52 +139,14 @@ def _run_here(jobs: Sequence[StyleJob], failures: list[tuple[str, Exception]], _
 
 
 def _run_on_ray(jobs: Sequence[StyleJob], failures: list[tuple[str, Exception]], workers: int | None) -> Iterator[Card]:
-    # Ray is an extra of its own: a quarter of a gigabyte that one machine does not need.
-    try:
-        import ray
-    except ModuleNotFoundError as error:
-        raise InvalidInput(
-            f"engine 'ray' needs the package '{error.name}'.",
-            hint="Install it: pip install -e '.[ray]'.",
-            field="engine",
-        ) from error
-
-    started_here = not ray.is_initialized()
-    if started_here:
-        # It would tell its makers of each use.
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        ray.init(log_to_driver=False, include_dashboard=False, configure_logging=False)
-    try:
-        cpus, gpus = _share([node["Resources"] for node in ray.nodes() if node["Alive"]], workers)
-        task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=2)(_run_quietly)
-        waiting, pending = {}, list(jobs)
-        with bar("training clusters", len(jobs)) as update:
-            while pending or waiting:
-                while pending and (workers is None or len(waiting) < workers):
-                    job = pending.pop(0)
-                    waiting[task.remote(job, cpus, Path.cwd())] = job
-                (done, *_), _rest = ray.wait(list(waiting), num_returns=1)
-                job = waiting.pop(done)
-                try:
-                    yield Card.model_validate_json(ray.get(done))
-                except ray.exceptions.RayError as error:
-                    cause = getattr(error, "cause", None) or error
-                    log.error("%s: %s", job.slug, cause)
-                    failures.append((job.slug, cause))
-                update(len(jobs) - len(pending) - len(waiting))
-    finally:
-        if started_here:
-            ray.shutdown()
-
-
-def _share(nodes: Sequence[Mapping[str, Any]], workers: int | None) -> tuple[int, int]:
-    """Processors and GPUs for each job, of machines with the resources ``nodes``: a job runs on one of them."""
-    if any(node.get("GPU", 0) >= 1 for node in nodes):
-        return 1, 1
-    if workers is None:
-        return 1, 0
-    processors = [int(node.get("CPU", 0)) for node in nodes]
-    return max(1, min(sum(processors) // workers, max(processors))), 0
+    with bar("training clusters", len(jobs)) as update:
+        for done, (job, result) in enumerate(run_on_ray(_run_quietly, jobs, workers), start=1):
+            if isinstance(result, Exception):
+                log.error("%s: %s", job.slug, result)
+                failures.append((job.slug, result))
+            else:
+                yield Card.model_validate_json(result)
+            update(done)
 
 
 def _run_quietly(job: StyleJob, threads: int, folder: Path) -> str:
