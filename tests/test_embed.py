@@ -38,8 +38,8 @@ from training.embed import (
     train_embedding,
 )
 from training.embed_command import comparison_markdown, parse_preset
-from training.feature_cache import CachedSentences, FeatureCache
 from training.embed_encoders import open_image_encoder, open_sentence_encoder
+from training.feature_cache import CachedSentences, FeatureCache
 from training.onnx_tower import OnnxTower, TunedImages
 from training.text_pairs import says_nothing, split_pairs
 

@@ -18,7 +18,7 @@ _RESNET_OUTPUTS = {"features": "pool", "logits": "logits"}
 
 
 def open_image_encoder(spec: str, output: str, *, device: str = "auto") -> ImageEncoder:
-    """The encoder that ``spec`` names: as :func:`shared.image_encoders.open_encoder`, or ``open_clip:MODEL/PRETRAINED``.
+    """The encoder that ``spec`` names, as :func:`shared.image_encoders.open_encoder` or ``open_clip:MODEL/PRETRAINED``.
 
     Args:
         output: ``features`` or ``logits``, to take where a network has both and the spec does not end in ``:OUTPUT``.

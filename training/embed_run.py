@@ -18,9 +18,9 @@ from shared.galleries import Gallery, Picture
 from shared.image_encoders import ImageEncoder, OnnxEncoder
 from shared.joint_embedding import EncoderName, JointEmbedding, TextFeatures, WordWeights
 from training.embed import CachedImages, EmbedSettings, Epoch, Figures, Images, Pairs, train_embedding
+from training.embed_encoders import onnx_file, open_image_encoder, open_sentence_encoder
 from training.embed_record import EmbedRecord
 from training.feature_cache import CachedSentences, FeatureCache, takes_crops
-from training.embed_encoders import onnx_file, open_image_encoder, open_sentence_encoder
 from training.onnx_tower import OnnxTower, TunedImages
 from training.retrieval_metrics import measure_both
 from training.text_pairs import SplitPairs, extra_text, split_pairs
