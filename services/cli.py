@@ -14,6 +14,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from services import keys_command
 from services.optimize_command import ADAIN, load_decoder, load_encoder
 from shared import weights as weights_library
 from shared.console import console, explain_errors, notices, stages
@@ -33,6 +34,7 @@ app = typer.Typer(
 )
 weights = typer.Typer(help="The pretrained networks: fetch, list, verify.", no_args_is_help=True)
 app.add_typer(weights, name="weights")
+app.add_typer(keys_command.app, name="keys")
 
 PICTURE_SUFFIXES = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
 
@@ -96,6 +98,7 @@ def serve(
         )
     for model in library.models.values():
         log.info("style %s runs on %s", model.card.slug, model.provider)  # opens it: one that cannot run is told here
+    _check_state()
     notices.print(
         f"[bold]Lienzo[/bold] starts on {escape(address)}; when it says it is ready, open that address, or:\n"
         f"  curl -X POST {escape(address)}/v1/text_to_art -H 'content-type: application/json' "
@@ -454,7 +457,7 @@ def list_weights(as_json: AsJson = False) -> None:
             "licence": source.licence,
             "path": str(weights_library.locate(source.name) or ""),
         }
-        for source in weights_library.SOURCES.values()
+        for source in weights_library.ALL_SOURCES.values()
     ]
     if as_json:
         console.print_json(json.dumps(rows))
@@ -471,7 +474,7 @@ def verify_weights(
     name: Annotated[str | None, typer.Argument(help="Which network; every one that is here if left out.")] = None,
 ) -> None:
     """Compare the weights in the cache with the hashes that are pinned."""
-    names = [name] if name else [n for n in weights_library.SOURCES if weights_library.locate(n)]
+    names = [name] if name else [n for n in weights_library.ALL_SOURCES if weights_library.locate(n)]
     if not names:
         raise WeightsUnavailable("no weights are here.", hint="Fetch some with `lienzo weights fetch`.")
     for each in names:
@@ -515,23 +518,45 @@ def _listenable(host: str, port: int) -> str:
     return address[0]
 
 
+def _check_state() -> None:
+    """Open the store of the jobs, which says it where that cannot be."""
+    from services.jobs import JobStore
+
+    JobStore.of_settings()
+
+
 def _prepare() -> ModelLibrary:
     """Fetch and check everything that a service needs, with progress, before any service starts."""
+    from services import keys
     from services.settings import settings
     from shared.devices import pick_device
     from shared.fast_models import ModelLibrary
     from shared.image_encoders import open_encoder
-    from shared.retrieval import Retrieval
+    from shared.retrieval import SENTENCES, Retrieval, open_sentences
 
     config = settings()
     pick_device(config.device)
+    if config.keys is not None:
+        keys.read(config.keys)
     with stages() as progress:
         for network in ("vgg19", "adain-decoder"):
             weights_library.fetch(network, progress=progress)
         finder = open_encoder(
             config.style_encoder, device=config.device, vgg19=lambda: load_encoder(config.device), progress=progress
         )
-    library = ModelLibrary(config.model_folders, device=config.device)
+        if config.sentences == "auto":
+            try:
+                weights_library.fetch(SENTENCES, progress=progress)
+            except WeightsUnavailable as error:
+                log.debug("%s", error)
+                notices.print(
+                    f"content is found by words alone: '{SENTENCES}' could not be fetched "
+                    f"(`lienzo weights fetch {SENTENCES}` says why; LIENZO_SENTENCES=off does not try)",
+                    style="yellow",
+                    markup=False,
+                    soft_wrap=True,
+                )
+    library = ModelLibrary(config.model_folders, device=config.device, gpu_memory=config.gpu_bytes)
     for refusal in library.refusals:
         notices.print(f"refused: {refusal.reason}", style="yellow", markup=False, soft_wrap=True)
     with stages() as progress:
@@ -542,6 +567,7 @@ def _prepare() -> ModelLibrary:
             index=config.gallery_index,
             uri=config.index_uri,
             cache=weights_library.cache_dir(),
+            sentences=open_sentences(config.sentences),
             progress=progress,
         )
     retrieval.close()  # one process at a time can have a file of Milvus Lite

@@ -8,25 +8,32 @@ import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
-from urllib.parse import quote
 
 import bentoml
 from fastapi import Depends, FastAPI, File, Form, Query, Request, Response, UploadFile
 from fastapi import Path as PathParameter
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.docs import get_swagger_ui_html
-from fastapi.responses import FileResponse, HTMLResponse
+from fastapi.responses import FileResponse, HTMLResponse, PlainTextResponse
 from pydantic import ValidationError
 from starlette.datastructures import UploadFile as Upload
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartParser
+from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Match, Route
 from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp
 
-from services import http_errors, pipeline
+from services import http_errors, metrics, pipeline
+from services.access import Access, running
+from services.authorization import RequireKey, check_reader
+from services.engines import RETRIEVAL, at_work
+from services.job_http import COMMISSIONED, Prefer, add_job_routes, answer
+from services.keys import KeyRing
 from services.limits import CONTENT_SECURITY_POLICY, BodyLimit, CompressTexts, SecurityHeaders
-from services.messages import call
+from services.messages import Unreachable, call
 from services.pipeline import Brush, Outcome, Services, Style
+from services.responses import HEADERS, described
 from services.schemas import (
     ENGINES,
     ContentQuery,
@@ -48,22 +55,23 @@ from services.settings import settings
 from shared import __version__
 from shared.errors import InvalidInput
 from shared.fast_models import Card
-from shared.images import FORMATS
 
 WEB = Path(__file__).parent / "web"
 # The documentation's scripts come from BentoML's own package: the page asks nobody else for anything.
 SWAGGER = Path(bentoml.__file__).parent / "_internal" / "server" / "static_content"
 MAX_THUMBNAIL = 1024
-_PICTURES = ("/v1/pictures/", "/v1/text_to_art", "/v1/stylize", "/v1/optimize")
+_PICTURES = ("/v1/pictures/", "/v1/text_to_art", "/v1/stylize", "/v1/optimize", "/v1/jobs/")
 _METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 
 _REFUSALS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorAnswer, "description": description}
     for status, description in {
         400: "the request cannot be read",
+        401: "an API key is needed",
         404: "no such picture, style or path",
         405: "this path takes another method",
-        409: "the engine cannot run here",
+        408: "the body took too long to arrive",
+        409: "the engine cannot run here, or the job is not finished",
         413: "larger than a limit",
         415: "the upload is no picture",
         422: "a field is out of its limits, or nothing matches",
@@ -81,7 +89,10 @@ _STYLE_QUERY_FORM = {
 }
 
 
-def _services(request: Request) -> Services:
+PAINTED = described() | COMMISSIONED
+
+
+async def _services(request: Request) -> Services:  # as a plain function it would wait for a thread
     return request.app.state.services()
 
 
@@ -97,7 +108,7 @@ def create_app(services: Callable[[], Services]) -> FastAPI:
     config = settings()
     # Uploads stay in memory: nothing of a request reaches the file system.
     MultiPartParser.spool_max_size = config.max_body_bytes + 1
-    app = FastAPI(
+    app = _Application(
         title="Lienzo",
         version=__version__,
         summary="Words in, a painting out.",
@@ -106,22 +117,36 @@ def create_app(services: Callable[[], Services]) -> FastAPI:
         responses=_REFUSALS,
     )
     app.add_middleware(CompressTexts, pictures=_PICTURES)
-    app.add_middleware(BodyLimit, most=config.max_body_bytes)
-    app.add_middleware(SecurityHeaders)
+    app.add_middleware(BodyLimit, most=config.max_body_bytes, seconds=config.body_seconds)
+    if config.keys is not None:
+        app.add_middleware(RequireKey, ring=KeyRing(config.keys, rate=config.key_rate, burst=config.key_burst))
+    if config.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=config.cors_origins,
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["Authorization", "Content-Type", "X-API-Key", "X-Request-ID"],
+            expose_headers=[*HEADERS, "Retry-After", "Server-Timing", "X-Request-ID"],
+        )
     http_errors.install(app)
     app.state.services = services
 
-    @app.post("/v1/text_to_art", tags=["painting"], response_class=Response, responses=_pictures())
-    def text_to_art(request: TextToArt, gateway: Gateway) -> Response:
+    @app.post("/v1/text_to_art", tags=["painting"], response_class=Response, responses=PAINTED)
+    async def text_to_art(asked: TextToArt, request: Request, gateway: Gateway, prefer: Prefer = None) -> Response:
         """Find a picture for the words and a style for the picture, and paint the one in the other.
 
         The headers `Lienzo-*` say what was chosen, at which distance, by which engine; `Server-Timing` how long each
-        step took.
+        step took. An optimisation that takes too long to wait for is answered 202, with the address of its job.
         """
-        return _painting(pipeline.text_to_art(gateway, request))
 
-    @app.post("/v1/stylize", tags=["painting"], response_class=Response, responses=_pictures())
-    def stylize(
+        def commission() -> Outcome:
+            return pipeline.text_to_art(gateway, asked, defer=True)
+
+        return await answer(request, gateway.jobs, commission, prefer=prefer, wait=config.wait)
+
+    @app.post("/v1/stylize", tags=["painting"], response_class=Response, responses=PAINTED)
+    async def stylize(
+        request: Request,
         gateway: Gateway,
         image: Annotated[UploadFile, File(description="the picture to paint")],
         style: Annotated[Id | None, Form(description="a fast style's slug or a gallery picture's id")] = None,
@@ -133,13 +158,19 @@ def create_app(services: Callable[[], Services]) -> FastAPI:
         steps: Annotated[Steps, Form()] = config.steps,
         seed: Annotated[Seed, Form()] = 0,
         format: Annotated[Format, Form()] = "png",
+        prefer: Prefer = None,
     ) -> Response:
-        """Paint an uploaded picture in a fast style, in a gallery picture's style, or in that of an uploaded one."""
-        brush = Brush(size, engine, strength, preserve_color, steps, seed, format)
-        return _painting(pipeline.stylize(gateway, _read(image), _style(gateway, style, style_image), brush))
+        """Paint an uploaded picture in a fast style, in a gallery picture's style, or in that of an uploaded one.
 
-    @app.post("/v1/optimize", tags=["painting"], response_class=Response, responses=_pictures())
-    def optimize(
+        An optimisation that takes too long to wait for is answered 202, with the address of its job.
+        """
+        brush = Brush(size, engine, strength, preserve_color, steps, seed, format)
+        commission = _commission(gateway, image, style, style_image, brush)
+        return await answer(request, gateway.jobs, commission, prefer=prefer, wait=config.wait)
+
+    @app.post("/v1/optimize", tags=["painting"], response_class=Response, responses=PAINTED)
+    async def optimize(
+        request: Request,
         gateway: Gateway,
         image: Annotated[UploadFile, File(description="the picture to paint")],
         style: Annotated[Id | None, Form(description="a gallery picture's id")] = None,
@@ -150,15 +181,21 @@ def create_app(services: Callable[[], Services]) -> FastAPI:
         steps: Annotated[Steps, Form()] = config.steps,
         seed: Annotated[Seed, Form()] = 0,
         format: Annotated[Format, Form()] = "png",
+        prefer: Prefer = None,
     ) -> Response:
-        """Paint an uploaded picture with the reference optimiser; the answer comes when it is done."""
+        """Let the reference optimiser paint an uploaded picture: a job, whose address is in Location.
+
+        With the header `Prefer: wait=N` the answer is the painting, if it is done by then.
+        """
         brush = Brush(size, "optimize", strength, preserve_color, steps, seed, format)
-        return _painting(pipeline.stylize(gateway, _read(image), _style(gateway, style, style_image), brush))
+        commission = _commission(gateway, image, style, style_image, brush)
+        return await answer(request, gateway.jobs, commission, prefer=prefer, wait=0)
 
     @app.post("/v1/retrieve/content", tags=["retrieval"])
     def retrieve_content(query: ContentQuery, gateway: Gateway) -> list[PictureMatch]:
         """Gallery pictures that fit the words, the nearest first."""
-        found = call(gateway.retriever.content, title=query.title, description=query.description, k=query.k)
+        with at_work(RETRIEVAL):
+            found = call(gateway.retriever.content, title=query.title, description=query.description, k=query.k)
         return [_match(row) for row in found]
 
     @app.post(
@@ -182,15 +219,18 @@ def create_app(services: Callable[[], Services]) -> FastAPI:
     ) -> list[PictureMatch]:
         """Gallery pictures whose style is nearest to a gallery picture's (JSON) or an uploaded one's (form)."""
         asked, picture = query
-        found = call(gateway.retriever.style, content_id=asked.content_id, picture=picture, k=asked.k)
+        with at_work(RETRIEVAL):
+            found = call(gateway.retriever.style, content_id=asked.content_id, picture=picture, k=asked.k)
         return [_match(row) for row in found]
+
+    add_job_routes(app)
 
     @app.get("/v1/styles", tags=["catalogue"])
     def styles(gateway: Gateway) -> list[Card]:
         """The cards of the fast styles."""
         return [Card.model_validate(card) for card in call(gateway.stylizer.styles)["cards"]]
 
-    @app.get("/v1/pictures/{id}", tags=["catalogue"], response_class=Response, responses=_pictures())
+    @app.get("/v1/pictures/{id}", tags=["catalogue"], response_class=Response, responses=described())
     def picture(
         request: Request,
         gateway: Gateway,
@@ -220,11 +260,33 @@ def create_app(services: Callable[[], Services]) -> FastAPI:
         return Health(
             version=app.version,
             provider=library["provider"],
+            engines={"fast": library["provider"], "instant": gallery["device"], "optimize": gateway.optimize_device},
             models=[card["slug"] for card in library["cards"]],
             refused=library["refused"],
             gallery=gallery["name"],
             pictures=gallery["pictures"],
+            search=gallery["search"],
         )
+
+    @app.get("/livez", include_in_schema=False)
+    @app.get("/healthz", include_in_schema=False)
+    async def livez() -> Response:
+        """This process answers; nothing more."""
+        return PlainTextResponse("\n")
+
+    @app.get("/readyz", include_in_schema=False)
+    async def readyz(gateway: Gateway) -> Response:
+        """Every service answers and has what it needs."""
+        if running.draining.is_set():
+            raise Unreachable("this server is being stopped.", hint="Ask another.", code="stopping")
+        await gateway.check()
+        return PlainTextResponse("\n")
+
+    @app.get("/metrics", include_in_schema=False)
+    async def counts(request: Request, gateway: Gateway) -> Response:
+        """What was counted, for Prometheus."""
+        check_reader(request, config.metrics)
+        return Response(await gateway.counts(), media_type=metrics.CONTENT_TYPE)
 
     @app.get("/", include_in_schema=False)
     def page() -> FileResponse:
@@ -261,6 +323,13 @@ def create_app(services: Callable[[], Services]) -> FastAPI:
         raise HTTPException(404, f"there is no /{path[:80]}")
 
     return app
+
+
+class _Application(FastAPI):
+    """With what has to be around everything, even around the answer to a bug."""
+
+    def build_middleware_stack(self) -> ASGIApp:
+        return Access(SecurityHeaders(super().build_middleware_stack()), self)
 
 
 class _Revalidated(StaticFiles):
@@ -301,6 +370,12 @@ async def _style_query(request: Request) -> tuple[StyleQuery, bytes | None]:
     return query, picture
 
 
+def _commission(
+    gateway: Services, image: UploadFile, style: str | None, style_image: UploadFile | None, brush: Brush
+) -> Callable[[], Outcome]:
+    return lambda: pipeline.stylize(gateway, _read(image), _style(gateway, style, style_image), brush, defer=True)
+
+
 def _style(gateway: Services, style: str | None, style_image: UploadFile | None) -> Style:
     if (style is None) == (style_image is None):
         raise InvalidInput(
@@ -317,32 +392,6 @@ def _read(upload: UploadFile) -> bytes:
     return upload.file.read()
 
 
-def _painting(outcome: Outcome) -> Response:
-    facts = {
-        "Content": outcome.content,
-        "Content-Title": outcome.content_title,
-        "Style": outcome.style,
-        "Style-Title": outcome.style_title,
-        "Engine": outcome.engine,
-        "Provider": outcome.provider,
-        "Model": outcome.model,
-        "Model-Distance": outcome.model_distance,
-        "Content-Distance": outcome.content_distance,
-        "Style-Distance": outcome.style_distance,
-        "Steps": outcome.steps,
-    }
-    headers = {f"Lienzo-{name}": _header(value) for name, value in facts.items() if value not in (None, "")}
-    headers["Server-Timing"] = ", ".join(f"{name};dur={1000 * spent:.1f}" for name, spent in outcome.seconds.items())
-    return Response(outcome.data, media_type=FORMATS[outcome.format], headers=headers)
-
-
-def _header(value: float | str) -> str:
-    """Numbers with four decimals; text percent-encoded where it is not plain ASCII, as headers need it."""
-    if isinstance(value, float):
-        return f"{value:.4f}"
-    return quote(str(value), safe=" !#$&'()*+,/:;=?@[]")
-
-
 def _match(row: Mapping[str, Any]) -> PictureMatch:
     url = f"/v1/pictures/{row['id']}"
     return PictureMatch(**row, url=url, thumbnail=f"{url}?size=320")
@@ -353,8 +402,3 @@ def _media_type(data: bytes) -> str:
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "image/webp"
     return next((media for start, media in signatures.items() if data.startswith(start)), "application/octet-stream")
-
-
-def _pictures() -> dict[int | str, dict[str, Any]]:
-    schema = {"schema": {"type": "string", "format": "binary"}}
-    return {200: {"description": "the picture", "content": {media: schema for media in FORMATS.values()}}}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sqlite3
 from http import HTTPStatus
 
 from fastapi import FastAPI, Request
@@ -10,7 +11,9 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from services.messages import Busy, Unreachable
+from services.jobs import JobGone, JobUnfinished
+from services.messages import Busy, TimedOut, Unreachable
+from services.request_facts import note
 from shared.errors import EngineUnavailable, LienzoError, NotFound, PictureError, WeightsUnavailable
 
 log = logging.getLogger(__name__)
@@ -21,18 +24,24 @@ _STATUS = {
     EngineUnavailable: HTTPStatus.CONFLICT,
     WeightsUnavailable: HTTPStatus.CONFLICT,
     Busy: HTTPStatus.TOO_MANY_REQUESTS,
+    JobUnfinished: HTTPStatus.CONFLICT,
+    JobGone: HTTPStatus.GONE,
     Unreachable: HTTPStatus.SERVICE_UNAVAILABLE,
+    TimedOut: HTTPStatus.SERVICE_UNAVAILABLE,
 }
 _STATUS_BY_CODE = {
     "body_too_large": HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     "picture_too_large": HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     "not_a_picture": HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+    "bug": HTTPStatus.INTERNAL_SERVER_ERROR,
+    "interrupted": HTTPStatus.INTERNAL_SERVER_ERROR,
 }
 _RETRY_AFTER = {HTTPStatus.TOO_MANY_REQUESTS: "30", HTTPStatus.SERVICE_UNAVAILABLE: "5"}
 
 
 def error_response(status: int, code: str, message: str, hint: str = "", field: str | None = None) -> JSONResponse:
     """The one form of a refusal."""
+    note(code=code)
     body = {"error": {"code": code, "message": message, "hint": hint, "field": field}}
     headers = {"Retry-After": _RETRY_AFTER[status]} if status in _RETRY_AFTER else None
     return JSONResponse(body, status_code=status, headers=headers)
@@ -48,7 +57,10 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(LienzoError)
     def refused(_: Request, error: LienzoError) -> JSONResponse:
-        return error_response(status_of(error), error.code, error.message, error.hint, error.field)
+        response = error_response(status_of(error), error.code, error.message, error.hint, error.field)
+        if isinstance(error, Busy) and error.retry_after is not None:
+            response.headers["Retry-After"] = str(error.retry_after)
+        return response
 
     @app.exception_handler(RequestValidationError)
     def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
@@ -89,6 +101,13 @@ def install(app: FastAPI) -> None:
         )
         response.headers.update(error.headers or {})
         return response
+
+    @app.exception_handler(sqlite3.Error)
+    def storeless(_: Request, error: sqlite3.Error) -> JSONResponse:
+        log.error("the store of the jobs fails", exc_info=error)
+        return error_response(
+            HTTPStatus.SERVICE_UNAVAILABLE, "unreachable", "no job can be kept now.", "Try again in a few seconds."
+        )
 
     @app.exception_handler(Exception)
     def bug(_: Request, error: Exception) -> JSONResponse:

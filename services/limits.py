@@ -1,7 +1,8 @@
-"""Limits that hold before a request is parsed; headers and compression that answers carry."""
+"""Limits that hold before a request is parsed; headers and compression that answers carry; an answer in any case."""
 
 from __future__ import annotations
 
+import asyncio
 from http import HTTPStatus
 
 from starlette.datastructures import MutableHeaders
@@ -24,11 +25,16 @@ SECURITY_HEADERS = {
 
 
 class BodyLimit:
-    """Refuses a body that is, or grows, larger than ``most`` bytes, without reading the rest of it."""
+    """Refuses a body that is, or grows, larger than ``most`` bytes, without reading the rest of it.
 
-    def __init__(self, app: ASGIApp, most: int):
+    Args:
+        seconds: refuses a body that takes longer to arrive, however it trickles.
+    """
+
+    def __init__(self, app: ASGIApp, most: int, seconds: float | None = None):
         self.app = app
         self.most = most
+        self.seconds = seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -39,9 +45,22 @@ class BodyLimit:
             await self._refuse(scope, receive, send)
             return
         body, more = bytearray(), scope["method"] in ("POST", "PUT", "PATCH", "DELETE")
+        until = None if self.seconds is None else asyncio.get_running_loop().time() + self.seconds
         # Read here, whole: every endpoint needs all of it, and a chunked body does not say how long it is.
         while more:
-            message = await receive()
+            try:
+                async with asyncio.timeout_at(until):
+                    message = await receive()
+            except TimeoutError:
+                response = error_response(
+                    HTTPStatus.REQUEST_TIMEOUT,
+                    "body_too_slow",
+                    f"the request's body took longer than {self.seconds:g} s to arrive.",
+                    "Send a smaller picture, or from a faster network.",
+                )
+                response.headers["Connection"] = "close"
+                await response(scope, receive, send)
+                return
             if message["type"] == "http.disconnect":
                 # Nobody hears this; but without an answer BentoML would wait for one until its timeout.
                 response = error_response(HTTPStatus.BAD_REQUEST, "bad_request", "the body ended early.")

@@ -26,6 +26,9 @@ Answer = dict[str, Any]
 # calls that are still being answered: a painting would end in an error because somebody else asked for something.
 CONNECTION = {"max_requests": 2**31, "max_age": 1e9}
 
+_BROKEN = (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError)
+"""What tells that the other side closed the connection before it answered."""
+
 
 @contextmanager
 def about(field: str) -> Iterator[None]:
@@ -38,57 +41,96 @@ def about(field: str) -> Iterator[None]:
 
 
 class Busy(LienzoError):
-    """The service has as much to do as it may."""
+    """The service has as much to do as it may.
+
+    Attributes:
+        retry_after: seconds after which there may be room; None where nobody knows.
+    """
 
     code = "busy"
+    retry_after: int | None = None
 
 
 class Unreachable(LienzoError):
-    """The service does not answer: it starts, stops or has failed."""
+    """The service does not answer: it starts, stops, has failed, or lacks what it needs."""
 
     code = "unreachable"
 
 
+class TimedOut(Unreachable):
+    """The service took longer than it may."""
+
+    code = "timed_out"
+
+
+_KINDS = {**vars(errors), "Unreachable": Unreachable}
+"""What a refusal may be when it comes from another service, by name."""
+
+
 def answers(method: Callable[..., Any]) -> Callable[..., Answer]:
-    """Make a service's method answer its :class:`LienzoError` instead of raising it."""
+    """Make a service's method answer its :class:`LienzoError` instead of raising it.
+
+    Of a service that could not begin, see :mod:`services.health`, every method answers why.
+    """
 
     @functools.wraps(method)
     def wrapped(*args: Any, **kwargs: Any) -> Answer:
         try:
+            if args and hasattr(args[0], "revive"):
+                args[0].revive()
             return {"ok": method(*args, **kwargs)}
         except LienzoError as error:
-            return {
-                "error": {
-                    "type": type(error).__name__,
-                    "message": error.message,
-                    "hint": error.hint,
-                    "code": error.code,
-                    "field": error.field,
-                }
-            }
+            return {"error": as_data(error)}
 
     return wrapped
+
+
+def as_data(error: LienzoError) -> dict[str, Any]:
+    """A refusal as plain data; :func:`as_error` makes it a refusal again."""
+    return {
+        "type": type(error).__name__,
+        "message": error.message,
+        "hint": error.hint,
+        "code": error.code,
+        "field": error.field,
+    }
+
+
+def as_error(data: dict[str, Any]) -> LienzoError:
+    """The refusal that :func:`as_data` wrote down; one of a type that is not in :mod:`shared.errors` keeps its code."""
+    fields = dict(data)
+    return _KINDS.get(fields.pop("type"), LienzoError)(fields.pop("message"), **fields)
 
 
 def call(method: Callable[..., Answer], **arguments: Any) -> Any:
     """Call another service's method and return what it answered.
 
+    Methods change nothing, so one whose connection broke is called once more: a service closes a connection that was
+    idle for five seconds, and a call that is sent at that moment meets a closed door. The HTTP client repeats no POST
+    by itself. A service that died is started anew, and answers the second call when it is up.
+
     Raises:
         LienzoError: of the type that the method raised there.
         Busy: the service is at its limit.
-        Unreachable: the service did not answer.
+        TimedOut: the service took longer than it may.
+        Unreachable: the service did not answer, or lacks what it needs.
     """
     try:
-        answer = method(**arguments)
+        try:
+            answer = method(**arguments)
+        except _BROKEN as error:
+            log.warning("a service closed the connection, and is asked once more: %r", error)
+            answer = method(**arguments)
     except BentoMLException as error:
         if error.error_code == 429:
             raise Busy("too many paintings are being optimised.", hint="Try again in a minute.") from error
+        if error.error_code == 504:
+            raise TimedOut("it took too long.", hint="Ask for a smaller size, or try again later.") from error
         log.exception("a service failed")
         raise Unreachable("a part of the service failed.", hint="Try again; the server's log says more.") from error
     except (aiohttp.ClientError, TimeoutError) as error:  # BentoML hands on what its HTTP client raises
         log.error("a service does not answer: %r", error)
         raise Unreachable("a part of the service does not answer.", hint="Try again in a few seconds.") from error
     if "error" in answer:
-        fields = dict(answer["error"])
-        raise getattr(errors, fields.pop("type"), LienzoError)(fields.pop("message"), **fields)
+        raise as_error(answer["error"])
     return answer["ok"]

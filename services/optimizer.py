@@ -1,43 +1,71 @@
-"""The Optimizer: VGG-19 and the reference optimiser, for styles that no network knows."""
+"""The Optimizer: VGG-19 and the reference optimiser, for styles that no network knows.
+
+As a service it paints the jobs of the store; what asks for a painting talks to that store, never to this process, and
+so neither waits for it nor falls with it. In a command's process :meth:`Optimizer.paint` is called directly.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import threading
+import time
+from collections.abc import Callable
 from dataclasses import replace
 
 import bentoml
 
-from services.messages import CONNECTION, Answer, about, answers
+from services.health import TRY_AGAIN_SECONDS, revive
+from services.jobs import JobStore
+from services.messages import CONNECTION, Answer, Unreachable, about, answers
+from services.painter import Painter
 from services.settings import settings
 from shared import weights
 from shared.adain import AdaINDecoder
-from shared.devices import keep_freed_memory, pick_device, pick_dtype
+from shared.devices import bound_gpu_memory, keep_freed_memory, pick_device, pick_dtype
 from shared.encoders import Encoder
 from shared.images import DecodeLimits
-from shared.optimized_painting import paint_optimized
+from shared.optimized_painting import OptimizedPainting, paint_optimized
+from shared.optimizer import Iteration
 from shared.presets import preset
 
-_CONFIG = settings()
 
-
-# One optimisation at a time fills the device; what waits counts towards max_concurrency, and more is refused.
-@bentoml.service(
-    traffic={"timeout": _CONFIG.optimize_timeout, "max_concurrency": _CONFIG.optimize_queue},
-    runner_connection=CONNECTION,
-    threads=1,
-)
+@bentoml.service(traffic={"timeout": 120}, runner_connection=CONNECTION, threads=1)
 class Optimizer:
     """Paints by optimising pixels, one picture at a time."""
 
+    _painter: Painter | None = None
+    _takes_jobs = False
+
     def __init__(self) -> None:
+        config = settings()
         keep_freed_memory()
-        self._limits = DecodeLimits(max_pixels=_CONFIG.max_pixels, max_bytes=_CONFIG.max_body_bytes)
-        device = pick_device(_CONFIG.device)
+        self._limits = DecodeLimits(max_pixels=config.max_pixels, max_bytes=config.max_body_bytes)
+        self._most_seconds = config.optimize_seconds
+        device = pick_device(config.device)
+        bound_gpu_memory(device, config.gpu_bytes)
         dtype = pick_dtype("auto", device)
         self._encoder = Encoder(weights.load("vgg19"), dtype=dtype, device=device)
         self._decoder = AdaINDecoder(weights.load("adain-decoder"), dtype=dtype, device=device)
+        if self._takes_jobs:  # it lacked something when its process began, and has it now
+            self._begin()
+
+    @bentoml.on_startup
+    def take_jobs(self) -> None:
+        """Begin with the jobs; only a server calls this."""
+        self._takes_jobs = True
+        if getattr(self, "failure", None) is None:
+            self._begin()
+        else:
+            threading.Thread(target=self._until_it_works, name="revive", daemon=True).start()
+
+    @bentoml.on_shutdown
+    def hand_back(self) -> None:
+        """Stop, and give the job that is being painted back to the queue."""
+        if self._painter is not None:
+            self._painter.stop()
 
     def __is_ready__(self) -> bool:
-        return self._encoder is not None
+        return self._painter is not None and self._painter.alive
 
     @bentoml.api
     @answers
@@ -56,24 +84,50 @@ class Optimizer:
         """Paint ``content`` in the style of ``style``; see :func:`shared.optimized_painting.paint_optimized`."""
         # The style picture was decoded for its embedding before: what fails here is the content.
         with about("image"):
-            painting = paint_optimized(
-                self._encoder,
-                content,
-                style,
-                replace(preset("lienzo").settings, steps=steps, seed=seed),
-                decoder=self._decoder,
-                size=size,
-                strength=strength,
-                preserve_color=preserve_color,
-                format=format,
-                recipe=recipe,
-                max_seconds=_CONFIG.optimize_seconds,
-                limits=self._limits,
-            )
+            painting = self._paint(content, style, size, steps, seed, strength, preserve_color, format, recipe)
         return {
             "data": painting.data,
             "seconds": dict(painting.seconds),
             "steps": painting.steps,
-            "losses": painting.losses,
             "device": str(self._encoder.device),
         }
+
+    def _begin(self) -> None:
+        self._painter = Painter(JobStore.of_settings(), self._paint, {"device": str(self._encoder.device)})
+        self._painter.start()
+
+    def _until_it_works(self) -> None:
+        """Nobody calls this service for a job, so nobody's call would make it try again."""
+        while self.failure is not None:
+            time.sleep(TRY_AGAIN_SECONDS)
+            with contextlib.suppress(Unreachable):
+                revive(self)
+
+    def _paint(
+        self,
+        content: bytes,
+        style: bytes,
+        size: int,
+        steps: int,
+        seed: int,
+        strength: float,
+        preserve_color: bool,
+        format: str,
+        recipe: dict,
+        on_iteration: Callable[[Iteration], bool | None] | None = None,
+    ) -> OptimizedPainting:
+        return paint_optimized(
+            self._encoder,
+            content,
+            style,
+            replace(preset("lienzo").settings, steps=steps, seed=seed),
+            decoder=self._decoder,
+            size=size,
+            strength=strength,
+            preserve_color=preserve_color,
+            format=format,
+            recipe=recipe,
+            max_seconds=self._most_seconds,
+            limits=self._limits,
+            on_iteration=on_iteration,
+        )

@@ -8,7 +8,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from services.engines import RETRIEVAL, at_work
 from services.messages import call
+from services.request_facts import note
 from services.schemas import TextToArt
 from services.settings import settings
 from shared.errors import InvalidInput, NotFound
@@ -36,6 +38,7 @@ class Outcome:
             distance between the style and the centre of its cluster; none with ``instant``.
         steps: of the optimiser.
         seconds: by stage.
+        order: the Optimizer's arguments, where its painting was left for later.
     """
 
     format: str
@@ -52,6 +55,7 @@ class Outcome:
     model_distance: float | None = None
     steps: int | None = None
     seconds: dict[str, float] = field(default_factory=dict)
+    order: dict[str, Any] | None = None
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -94,10 +98,10 @@ class Style:
     slug: str = ""
 
 
-def text_to_art(services: Services, request: TextToArt) -> Outcome:
-    """Answer a text-to-art request."""
+def text_to_art(services: Services, request: TextToArt, *, defer: bool = False) -> Outcome:
+    """Answer a text-to-art request; ``defer`` as in :func:`paint`."""
     outcome = Outcome(request.format)
-    with outcome.timed("retrieve"):
+    with at_work(RETRIEVAL), outcome.timed("retrieve"):
         content_id = request.content_id
         if content_id is None:
             (found,) = call(services.retriever.content, title=request.title, description=request.description, k=1)
@@ -120,14 +124,14 @@ def text_to_art(services: Services, request: TextToArt) -> Outcome:
         request.seed,
         request.format,
     )
-    paint(services, content["data"], style, brush, outcome)
+    paint(services, content["data"], style, brush, outcome, defer=defer)
     return outcome
 
 
-def stylize(services: Services, picture: bytes, style: Style, brush: Brush) -> Outcome:
-    """Paint an uploaded picture."""
+def stylize(services: Services, picture: bytes, style: Style, brush: Brush, *, defer: bool = False) -> Outcome:
+    """Paint an uploaded picture; ``defer`` as in :func:`paint`."""
     outcome = Outcome(brush.format, content="upload")
-    paint(services, picture, style, brush, outcome)
+    paint(services, picture, style, brush, outcome, defer=defer)
     return outcome
 
 
@@ -153,11 +157,18 @@ def named_style(services: Services, style_id: str) -> Style:
 
 def uploaded_style(services: Services, picture: bytes) -> Style:
     """The style of an uploaded picture."""
-    return Style("upload", data=picture, **call(services.retriever.embed, picture=picture))
+    with at_work(RETRIEVAL):
+        return Style("upload", data=picture, **call(services.retriever.embed, picture=picture))
 
 
-def paint(services: Services, content: bytes, style: Style, brush: Brush, outcome: Outcome) -> None:
-    """Choose the engine and paint, noting everything in ``outcome``."""
+def paint(
+    services: Services, content: bytes, style: Style, brush: Brush, outcome: Outcome, *, defer: bool = False
+) -> None:
+    """Choose the engine and paint, noting everything in ``outcome``.
+
+    Args:
+        defer: leave what the optimiser would paint unpainted, as the outcome's ``order``.
+    """
     outcome.style, outcome.style_title = style.id, style.title
     nearest = None
     if style.slug:
@@ -183,7 +194,24 @@ def paint(services: Services, content: bytes, style: Style, brush: Brush, outcom
             hint="Ask for a smaller size, or for a style that a fast network knows.",
             field="size",
         )
-    with outcome.timed("paint"):
+    order = None
+    if outcome.engine == "optimize":
+        order = {
+            "content": content,
+            "style": style.data,
+            "size": brush.size,
+            "steps": brush.steps,
+            "seed": brush.seed,
+            "strength": brush.strength,
+            "preserve_color": brush.preserve_color,
+            "format": brush.format,
+            "recipe": outcome.recipe(),
+        }
+        if defer:
+            note(engine=outcome.engine)
+            outcome.order = order
+            return
+    with at_work(outcome.engine), outcome.timed("paint"):
         if outcome.engine == "fast":
             painted = call(
                 services.stylizer.paint,
@@ -207,18 +235,7 @@ def paint(services: Services, content: bytes, style: Style, brush: Brush, outcom
                 recipe=outcome.recipe(),
             )
         else:
-            painted = call(
-                services.optimizer.paint,
-                content=content,
-                style=style.data,
-                size=brush.size,
-                steps=brush.steps,
-                seed=brush.seed,
-                strength=brush.strength,
-                preserve_color=brush.preserve_color,
-                format=brush.format,
-                recipe=outcome.recipe(),
-            )
+            painted = call(services.optimizer.paint, **order)
             outcome.steps = painted["steps"]
     outcome.data = painted["data"]
     outcome.provider = painted.get("provider") or painted["device"]

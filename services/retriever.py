@@ -7,30 +7,34 @@ both once more.
 
 from __future__ import annotations
 
+import logging
 import threading
 from typing import Any
 
 import bentoml
 
+from services import metrics
 from services.messages import CONNECTION, Answer, about, answers
 from services.settings import settings
 from shared import weights
 from shared.adain import AdaINDecoder
-from shared.devices import pick_device, pick_dtype
+from shared.devices import bound_gpu_memory, pick_device, pick_dtype
 from shared.encoders import Encoder
-from shared.errors import EngineUnavailable, NotFound
+from shared.errors import EngineUnavailable, GalleryError, NotFound, WeightsUnavailable
 from shared.galleries import Picture
 from shared.image_encoders import open_encoder
 from shared.images import DecodeLimits, decode, encode, thumbnail
 from shared.instant_painting import paint_instantly
-from shared.retrieval import Retrieval
+from shared.retrieval import Retrieval, open_sentences
 from shared.text_search import Match
+
+log = logging.getLogger(__name__)
 
 DECODER = "adain-decoder"
 
 
 # Paintings wait for one another in their threads; some are left for those who search.
-@bentoml.service(traffic={"timeout": 120}, runner_connection=CONNECTION, threads=8)
+@bentoml.service(traffic={"timeout": settings().retrieval_seconds}, runner_connection=CONNECTION, threads=8)
 class Retriever:
     """Finds pictures of one gallery, and paints in the style of any."""
 
@@ -40,6 +44,8 @@ class Retriever:
         self._decoder: AdaINDecoder | None = None
         self._painting = threading.Lock()
         self._limits = DecodeLimits(max_pixels=config.max_pixels, max_bytes=config.max_body_bytes)
+        self._device = pick_device(config.device)
+        bound_gpu_memory(self._device, config.gpu_bytes)
         self._retrieval = Retrieval.open(
             config.gallery,
             self._load_encoder,
@@ -47,16 +53,30 @@ class Retriever:
             index=config.gallery_index,
             uri=config.index_uri,
             cache=weights.cache_dir(),
+            sentences=open_sentences(config.sentences),
         )
+        metrics.provider.labels("instant", str(self._device)).set(1)
+        log.info("engine instant runs on %s", self._device)
 
     def __is_ready__(self) -> bool:
-        return all(picture.path.exists() for picture in self._retrieval.gallery.pictures[:1])
+        if not all(picture.path.exists() for picture in self._retrieval.gallery.pictures[:1]):
+            raise GalleryError("the gallery's pictures are gone.", hint="Put their folder back.")
+        if self._encoder is None and weights.locate("vgg19") is None:
+            raise WeightsUnavailable("the weights of vgg19 are gone.", hint="Run `lienzo weights fetch vgg19`.")
+        return True
 
     @bentoml.api
-    def about(self) -> dict[str, Any]:
-        """Name and size of the gallery."""
+    @answers
+    def about(self) -> Answer:
+        """Name and size of the gallery, how content is searched for, and the device that embeds and paints."""
         gallery = self._retrieval.gallery
-        return {"ok": {"name": gallery.name, "pictures": len(gallery.pictures), "indexed": len(self._retrieval.index)}}
+        return {
+            "name": gallery.name,
+            "pictures": len(gallery.pictures),
+            "indexed": len(self._retrieval.index),
+            "search": self._retrieval.text.parts,
+            "device": str(self._device),
+        }
 
     @bentoml.api
     @answers
@@ -145,8 +165,8 @@ class Retriever:
 
     def _load_encoder(self) -> Encoder:
         if self._encoder is None:
-            device = pick_device(settings().device)
-            self._encoder = Encoder(weights.load("vgg19"), dtype=pick_dtype("auto", device), device=device)
+            dtype = pick_dtype("auto", self._device)
+            self._encoder = Encoder(weights.load("vgg19"), dtype=dtype, device=self._device)
         return self._encoder
 
     def _load_decoder(self) -> AdaINDecoder:

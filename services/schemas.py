@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from services.jobs import MOST_LOSSES, State
 from services.settings import settings
 from shared.images import FORMATS
 from shared.text_search import MAX_K
 
-MAX_TITLE = 500
-MAX_DESCRIPTION = 5000
 ID = r"^[A-Za-z0-9._-]+$"
 
 _CONFIG = settings()
@@ -23,8 +23,8 @@ ENGINES = (
 )
 Format = Literal[tuple(FORMATS)]
 Id = Annotated[str, Field(min_length=1, max_length=200, pattern=ID)]
-Title = Annotated[str, Field(max_length=MAX_TITLE, description="a few words, as a painting's title")]
-Description = Annotated[str, Field(max_length=MAX_DESCRIPTION, description="what the picture shows")]
+Title = Annotated[str, Field(max_length=_CONFIG.max_title, description="a few words, as a painting's title")]
+Description = Annotated[str, Field(max_length=_CONFIG.max_description, description="what the picture shows")]
 K = Annotated[int, Field(ge=1, le=MAX_K, description="how many pictures")]
 Size = Annotated[
     int, Field(ge=64, le=max(_CONFIG.max_size, _CONFIG.max_optimize_size), description="longer side, pixels")
@@ -121,15 +121,52 @@ class ErrorAnswer(BaseModel):
     error: ErrorBody
 
 
+class LossPoint(BaseModel):
+    """The terms of the loss at one step."""
+
+    step: int
+    content: float
+    style: float
+    tv: float
+    total: float
+
+
+class JobLinks(BaseModel):
+    """Where a job is."""
+
+    status: str
+    events: str = Field(description="server-sent events until the job ends")
+    result: str = Field(description="the painting, once the job is done")
+    preview: str | None = Field(description="a small picture of how far it is, while it is painted")
+
+
+class JobStatus(BaseModel):
+    """An optimisation as it stands."""
+
+    id: str
+    state: State
+    position: int | None = Field(description="1: the next to be painted; 0: being painted; null: it has ended")
+    step: int = Field(description="steps made")
+    steps: int = Field(description="steps asked for")
+    losses: list[LossPoint] = Field(max_length=MOST_LOSSES)
+    created: datetime
+    started: datetime | None
+    ended: datetime | None
+    error: ErrorBody | None = Field(description="why it failed")
+    links: JobLinks
+
+
 class Health(BaseModel):
     """What runs, and on what."""
 
     version: str
     provider: str = Field(description="execution provider of the fast models")
+    engines: dict[str, str] = Field(description="what runs each engine: an execution provider, or a device")
     models: list[str]
     refused: list[str] = Field(description="model folders that were refused; the log says why")
     gallery: str
     pictures: int
+    search: list[str] = Field(description="what content is searched by: words, sentences, pictures")
 
 
 class StyleQuery(_Request):

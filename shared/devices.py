@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 
 import torch
 
@@ -23,12 +24,22 @@ def pick_device(name: str = "auto") -> torch.device:
         raise InvalidInput(f"device is '{name}', expected one of {', '.join(DEVICES)}.", field="device")
     if name == "cuda" and not torch.cuda.is_available():
         raise EngineUnavailable(
-            "device 'cuda' was asked for, but PyTorch sees no CUDA GPU.",
-            hint=f"This is torch {torch.__version__}; install a CUDA build and its driver, or use device 'cpu'.",
+            f"device 'cuda' was asked for, but PyTorch sees no CUDA GPU: {_why_no_cuda()}.",
+            hint="Install a CUDA build of torch and the GPU's driver, or use device 'cpu'.",
         )
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(name)
+
+
+def bound_gpu_memory(device: torch.device, most: int | None) -> None:
+    """Let PyTorch's allocator in this process take at most ``most`` bytes of a GPU.
+
+    On a CPU, and with None, nothing happens.
+    """
+    if device.type == "cuda" and most is not None:
+        total = torch.cuda.get_device_properties(device).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, most / total), device)
 
 
 def pick_dtype(precision: str = "auto", device: torch.device | str = "cpu") -> torch.dtype:
@@ -42,6 +53,18 @@ def pick_dtype(precision: str = "auto", device: torch.device | str = "cpu") -> t
     if precision == "auto":
         return torch.bfloat16 if _multiplies_bfloat16(torch.device(device)) else torch.float32
     return getattr(torch, precision)
+
+
+def _why_no_cuda() -> str:
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} was built without CUDA"
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError as error:
+        return f"the driver's library cannot be loaded: {error}"
+    if os.environ.get("CUDA_VISIBLE_DEVICES") == "":
+        return "CUDA_VISIBLE_DEVICES is empty and hides every GPU"
+    return f"its driver has none that torch {torch.__version__}, made for CUDA {torch.version.cuda}, can use"
 
 
 def _multiplies_bfloat16(device: torch.device) -> bool:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import re
+import time
 import unicodedata
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -150,10 +151,11 @@ class FastModel:
     folder: Path
     card: Card
     device: str = "auto"
+    gpu_memory: int | None = None
 
     @cached_property
     def session(self) -> onnxruntime.InferenceSession:
-        return open_session(self.folder / MODEL_FILE, device=self.device)
+        return open_session(self.folder / MODEL_FILE, device=self.device, gpu_memory=self.gpu_memory)
 
     @property
     def provider(self) -> str:
@@ -188,6 +190,29 @@ class Refusal:
     reason: str
 
 
+@dataclass(frozen=True)
+class Changes:
+    """What looking at the folders again has changed: slugs, and the folders that are refused now and were not."""
+
+    added: tuple[str, ...] = ()
+    replaced: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
+    refused: tuple[Refusal, ...] = ()
+
+    def __bool__(self) -> bool:
+        return any((self.added, self.replaced, self.removed, self.refused))
+
+
+@dataclass(frozen=True)
+class _Look:
+    """What a model's folder was when it was looked at last: its files' stamps, and what became of them."""
+
+    stamp: tuple[object, ...]
+    model: FastModel | None = None
+    refusal: Refusal | None = None
+    missed: bool = False
+
+
 class ModelLibrary:
     """The fast models found in some folders, by slug.
 
@@ -195,36 +220,116 @@ class ModelLibrary:
         folders: each is scanned for sub-folders with a ``card.json``; a later folder's model replaces an earlier one
             of the same slug.
         device: where their sessions run.
+        gpu_memory: most bytes that each session's arena takes of a GPU.
+        prepare: called with every model before it is taken, such as to open its session; a
+            :class:`ModelRefused` that it raises refuses the model.
+
+    Raises:
+        InvalidInput: a folder does not exist.
     """
 
-    def __init__(self, folders: Iterable[Path] = (SHIPPED,), *, device: str = "auto"):
+    RETIREMENT_SECONDS = 120.0
+    """For so long a model that was removed still paints for those who have chosen it, though nobody else finds it."""
+
+    def __init__(
+        self,
+        folders: Iterable[Path] = (SHIPPED,),
+        *,
+        device: str = "auto",
+        gpu_memory: int | None = None,
+        prepare: Callable[[FastModel], object] | None = None,
+    ):
         self.models: dict[str, FastModel] = {}
         self.refusals: list[Refusal] = []
-        for root in folders:
+        self._folders = tuple(folders)
+        self._device = device
+        self._gpu_memory = gpu_memory
+        self._prepare = prepare
+        self._looks: dict[Path, _Look] = {}
+        self._retired: dict[str, tuple[FastModel, float]] = {}
+        for root in self.missing:
+            raise InvalidInput(
+                f"the model folder '{root}' does not exist.", hint="Name a folder of models.", field="models"
+            )
+        self.refresh()
+
+    @property
+    def missing(self) -> tuple[Path, ...]:
+        """The folders that do not exist now."""
+        return tuple(root for root in self._folders if not root.is_dir())
+
+    @property
+    def slugs(self) -> list[str]:
+        """Of all models that paint: those that are served, and those that were removed a moment ago."""
+        return sorted({**self.models, **self._retired})
+
+    def refresh(self) -> Changes:
+        """Look at the folders again and take what is new.
+
+        Models are exchanged all at once, and those that are painting finish. A folder that is being copied is refused
+        until network and card agree; where it held a model, that one goes on until then. A model is removed when its
+        folder was gone twice in a row, since replacing a folder may take it away first; those of a whole folder of
+        models that is gone, as when a disk is not mounted, go on.
+        """
+        looks: dict[Path, _Look] = {}
+        for root in self._folders:
+            known = {folder: look for folder, look in self._looks.items() if folder.parent == root}
             if not root.is_dir():
-                raise InvalidInput(
-                    f"the model folder '{root}' does not exist.", hint="Name a folder of models.", field="models"
-                )
+                looks |= known
+                continue
             for folder in sorted(path.parent for path in root.glob(f"*/{CARD_FILE}")):
-                try:
-                    card = read_card(folder)
-                except ModelRefused as error:
-                    log.error("refused: %s", error)
-                    self.refusals.append(Refusal(folder, str(error)))
-                else:
-                    self.models[card.slug] = FastModel(folder, card, device)
+                looks[folder] = self._look(folder, known.pop(folder, None))
+            looks |= {folder: replace(look, missed=True) for folder, look in known.items() if not look.missed}
+        found = {look.model.card.slug: look.model for look in looks.values() if look.model is not None}
+        changes = Changes(
+            tuple(slug for slug in found if slug not in self.models),
+            tuple(slug for slug in found if self.models.get(slug, found[slug]) is not found[slug]),
+            tuple(slug for slug in self.models if slug not in found),
+            tuple(
+                look.refusal
+                for folder, look in looks.items()
+                if look.refusal is not None and look.refusal != getattr(self._looks.get(folder), "refusal", None)
+            ),
+        )
+        now = time.monotonic()
+        self._retired = {slug: entry for slug, entry in self._retired.items() if entry[1] > now} | {
+            slug: (self.models[slug], now + self.RETIREMENT_SECONDS) for slug in changes.removed
+        }
+        for refusal in changes.refused:
+            log.error("refused: %s", refusal.reason)
+        self._looks = looks
+        self.models = found
+        self.refusals = [look.refusal for look in looks.values() if look.refusal is not None]
+        return changes
+
+    def _look(self, folder: Path, before: _Look | None) -> _Look:
+        stamp = _stamp(folder)
+        if before is not None and before.stamp == stamp:
+            return replace(before, missed=False)
+        try:
+            model = FastModel(folder, read_card(folder), self._device, self._gpu_memory)
+            if self._prepare is not None:
+                self._prepare(model)
+            if _stamp(folder) != stamp:
+                raise ModelRefused(f"the model folder '{folder}' changed while it was read.")
+        except (ModelRefused, OSError) as error:
+            return _Look(stamp, before and before.model, Refusal(folder, str(error)))
+        return _Look(stamp, model)
 
     def __len__(self) -> int:
         return len(self.models)
 
     def __getitem__(self, slug: str) -> FastModel:
-        if slug not in self.models:
-            raise NotFound(
-                f"there is no fast style '{slug[:80]}'.",
-                hint=f"Styles are: {', '.join(sorted(self.models)) or 'none'}.",
-                field="style",
-            )
-        return self.models[slug]
+        models = self.models
+        if slug in models:
+            return models[slug]
+        if slug in (retired := self._retired):
+            return retired[slug][0]
+        raise NotFound(
+            f"there is no fast style '{slug[:80]}'.",
+            hint=f"Styles are: {', '.join(sorted(models)) or 'none'}.",
+            field="style",
+        )
 
     def nearest(self, embedding: np.ndarray, style_space: str) -> ServingModel | None:
         """The model whose cluster's centre is nearest to a style embedding; None where no model has a cluster there.
@@ -257,6 +362,19 @@ class ServingModel:
     def inside(self) -> bool:
         """Whether the style lies within the cluster, so that the network knows it."""
         return self.distance <= self.model.card.cluster.radius
+
+
+def _stamp(folder: Path) -> tuple[object, ...]:
+    """What changes when one of a model's files does."""
+    stamps: list[object] = []
+    for name in (MODEL_FILE, CARD_FILE):
+        try:
+            state = (folder / name).stat()
+        except OSError:
+            stamps.append(None)
+        else:
+            stamps.append((state.st_mtime_ns, state.st_size, state.st_ino))
+    return tuple(stamps)
 
 
 def cosine_distance(a: np.ndarray, b: np.ndarray) -> float:

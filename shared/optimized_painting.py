@@ -14,6 +14,7 @@ from torch import Tensor
 from shared import images
 from shared.adain import AdaINDecoder, paint_by_statistics
 from shared.encoders import Encoder
+from shared.errors import InvalidInput, PictureError
 from shared.fast_painting import EncodedPainting, Stopwatch, finish
 from shared.images import DEFAULT_LIMITS, DecodeLimits, decode, encode, to_picture, to_tensor
 from shared.optimizer import SMALLEST_SIDE, Checkpoint, Iteration, OptimizerSettings, StylePicture, optimize
@@ -57,6 +58,35 @@ class Record(Protocol):
     def on_checkpoint(self, checkpoint: Checkpoint) -> None: ...
 
     def finish(self, picture: Image.Image) -> object: ...
+
+
+def prepare(content: bytes, style: bytes, *, size: int, limits: DecodeLimits = DEFAULT_LIMITS) -> tuple[bytes, bytes]:
+    """Both pictures as :func:`paint_optimized` will see them, to be painted later, perhaps elsewhere.
+
+    Returns:
+        The two as PNG, brought to ``size``: painting them instead of the originals gives the same painting. Nothing
+        else of what was sent is in them.
+
+    Raises:
+        PictureError: bytes that are no picture that can be read; its field is ``image`` or ``style_image``.
+        InvalidInput: a picture too elongated for the size.
+    """
+    prepared = []
+    for data, field in ((content, "image"), (style, "style_image")):
+        try:
+            picture = decode(data, limits=limits, longer_side=size)
+        except PictureError as error:
+            error.field = error.field or field
+            raise
+        if min(picture.size) < SMALLEST_SIDE:
+            raise InvalidInput(
+                f"the picture would be {picture.width}×{picture.height} pixels; each side must have at least "
+                f"{SMALLEST_SIDE}.",
+                hint="Ask for a larger size, or crop the picture.",
+                field=field,
+            )
+        prepared.append(encode(picture, "png"))
+    return prepared[0], prepared[1]
 
 
 def paint_optimized(

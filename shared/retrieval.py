@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from shared import weights
 from shared.encoders import Encoder
+from shared.errors import WeightsUnavailable
 from shared.galleries import Gallery, Picture, open_gallery
 from shared.gallery_index import GalleryIndex, ImageEncoder, Progress, open_index, space_name
+from shared.hybrid_search import HybridIndex, JointPictures, SentenceIndex
+from shared.sentence_encoder import SentenceEncoder
 from shared.style_space import StyleEncoder, StyleSpace
 from shared.text_search import Match, TextIndex
+
+log = logging.getLogger(__name__)
+
+SENTENCES = "minilm"
+"""The sentence transformer that ``auto`` stands for."""
 
 
 @dataclass
@@ -29,7 +40,7 @@ class Retrieval:
     """
 
     gallery: Gallery
-    text: TextIndex
+    text: TextIndex | HybridIndex
     index: GalleryIndex
     space: StyleSpace
     encoder: Callable[[], Encoder]
@@ -45,6 +56,8 @@ class Retrieval:
         index: Path | None = None,
         uri: str | None = None,
         cache: Path | None = None,
+        sentences: SentenceEncoder | None = None,
+        joint: JointPictures | None = None,
         progress: Progress | None = None,
     ) -> Retrieval:
         """Read a gallery and its index; see :func:`shared.gallery_index.open_index` for where the index comes from.
@@ -52,6 +65,8 @@ class Retrieval:
         Args:
             finder: the encoder in whose space style pictures are found; the style embedding where not given.
             index: folder of the gallery's index, in the style space and in the finder's.
+            sentences: finds content by meaning too; by words alone where not given.
+            joint: the gallery's pictures in a space that texts lie in too, used beside ``sentences``.
 
         Raises:
             GalleryError: the gallery or its index cannot be used.
@@ -61,14 +76,21 @@ class Retrieval:
         finder = finder or style
         spaces = {each.fingerprint: each for each in (style, finder)}.values()
         found = open_index(opened, tuple(spaces), path=index, uri=uri, cache=cache, progress=progress)
-        return cls(opened, TextIndex(opened), found, space, encoder, finder)
+        text: TextIndex | HybridIndex = TextIndex(opened)
+        if sentences is not None:
+            tell = None if progress is None else partial(progress, "reading texts")
+            text = HybridIndex(text, SentenceIndex.open(opened, sentences, cache=cache, on_text=tell), joint)
+        return cls(opened, text, found, space, encoder, finder)
 
     def close(self) -> None:
         """Let go of the index's files and connections."""
         self.index.close()
 
     def content(self, title: str, description: str = "", k: int = 5) -> list[Match]:
-        """The ``k`` pictures that the words fit best, see :meth:`shared.text_search.TextIndex.search`."""
+        """The ``k`` pictures that the words fit best.
+
+        See :meth:`shared.text_search.TextIndex.search` and :meth:`shared.hybrid_search.HybridIndex.search`.
+        """
         return self.text.search(title, description, k)
 
     def style_of(self, picture_id: str, k: int = 5) -> list[Match]:
@@ -109,3 +131,29 @@ class Retrieval:
     def _seen(self, picture_id: str) -> np.ndarray:
         """A picture of the gallery as the finder sees it."""
         return self.index.embedding(picture_id, space=space_name(self.finder))
+
+
+def open_sentences(choice: str) -> SentenceEncoder | None:
+    """The sentence transformer that an operator chose.
+
+    Args:
+        choice: ``auto`` for :data:`SENTENCES` where it is on this machine and whole, ``off``, or a folder.
+
+    Returns:
+        None where content is to be found by words alone.
+
+    Raises:
+        InvalidInput, ModelRefused: the folder holds no sentence transformer.
+    """
+    if choice == "off":
+        return None
+    if choice != "auto":
+        return SentenceEncoder.open(choice)
+    if weights.locate(SENTENCES) is None:
+        log.info("content is found by words alone: '%s' is not here", SENTENCES)
+        return None
+    try:
+        return SentenceEncoder.open(weights.verify(SENTENCES))
+    except WeightsUnavailable as error:
+        log.warning("content is found by words alone: %s", error)
+        return None

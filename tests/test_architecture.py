@@ -19,6 +19,7 @@ each_module = pytest.mark.parametrize("module", MODULES, ids=str)
 
 COMMAND_LINES = {
     "services/cli.py",
+    "services/keys_command.py",
     "services/optimize_command.py",
     "training/bench_command.py",
     "training/cli.py",
@@ -27,6 +28,7 @@ COMMAND_LINES = {
     "training/evaluate_command.py",
     "training/index_command.py",
     "training/load_command.py",
+    "training/search_command.py",
     "training/styles_command.py",
     "training/train_command.py",
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ import picture_corpus as pictures
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 from scenes import hills, strokes
 from serving import ROOT, SCRIPTS
 from typer.testing import CliRunner
@@ -122,7 +124,7 @@ def test_models_of_a_folder_that_is_none():
 
 def test_weights_are_listed_and_verified(vgg19_weights):
     rows = {row["name"]: row for row in done("weights", "list")}
-    assert set(rows) == set(weights.SOURCES)
+    assert set(rows) == set(weights.ALL_SOURCES)
     assert Path(rows["vgg19"]["path"]) == vgg19_weights
     assert all(row["licence"] and row["description"] for row in rows.values())
     result = lienzo("weights", "list")
@@ -866,3 +868,31 @@ def test_numbers_are_read():
         with pytest.raises(InvalidInput, match="no list of numbers") as refusal:
             parse_numbers(wrong)
         assert refusal.value.field == "style_weights"
+
+
+def test_without_the_sentence_transformer_words_alone_are_served(monkeypatch, tmp_path):
+    """What would be downloaded cannot be: the service is prepared all the same, and says so."""
+    from services import cli
+    from services.settings import Settings
+    from shared.errors import WeightsUnavailable
+
+    asked = []
+
+    def fetch(name, **_):
+        asked.append(name)
+        if name == "minilm":
+            raise WeightsUnavailable("no network.")
+
+    said = io.StringIO()
+    monkeypatch.setattr(cli.weights_library, "fetch", fetch)
+    monkeypatch.setattr(cli, "notices", Console(file=said, width=200))
+    monkeypatch.setenv("LIENZO_CACHE", str(tmp_path))
+    monkeypatch.setattr("services.settings.settings", Settings)
+    assert cli._prepare().models
+    assert asked == ["vgg19", "adain-decoder", "minilm"]
+    assert "content is found by words alone" in said.getvalue()
+
+    asked.clear()
+    monkeypatch.setenv("LIENZO_SENTENCES", "off")
+    cli._prepare()
+    assert asked == ["vgg19", "adain-decoder"]

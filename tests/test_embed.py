@@ -430,9 +430,9 @@ class Vowels:
 
 def test_sentences_are_read_once(tmp_path):
     encoder = Counting(Vowels())
-    first = CachedSentences(encoder, tmp_path).encode(["one boat", "two boats", "one boat"])
+    first = CachedSentences(encoder, tmp_path, name="vowels").encode(["one boat", "two boats", "one boat"])
     assert encoder.seen == 1 + 2  # the empty text tells the dimensions
-    again = CachedSentences(encoder, tmp_path).encode(["two boats", "one boat"])
+    again = CachedSentences(encoder, tmp_path, name="vowels").encode(["two boats", "one boat"])
     assert encoder.seen == 4
     np.testing.assert_array_equal(first[[1, 0]], again)
     np.testing.assert_allclose(again, Vowels().encode(["two boats", "one boat"]))
@@ -621,7 +621,7 @@ def test_presets_compared(tmp_path, lienzo_train):
     [
         (("--image-encoder", "missing.onnx"), "there is no ONNX file 'missing.onnx'"),
         (("--image-encoder", "vgg"), "there is no image encoder 'vgg'"),
-        (("--sentence-encoder", "missing"), "there is no sentence encoder in 'missing'"),
+        (("--sentence-encoder", "missing"), "'missing' is not a folder"),
         (("--set", "least_words=1000"), "no word of the 48 training descriptions occurs 1000 times"),
         (("--preset", "worst"), "there is no preset 'worst'"),
         (("--compare", "best", "--compare", "best"), "'best' is compared twice"),

@@ -19,6 +19,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from prometheus_client.parser import text_string_to_metric_families
 from scenes import hills, strokes
 from serving import raw
 from test_images import CODE_OF
@@ -279,7 +280,8 @@ def test_a_style_of_ones_own_and_a_gallery_style_paint_an_upload(client, photo, 
 
 
 def test_optimize_always_optimises(client, photo):
-    answer = stylize(client, photo, style=ANOTHER, size=64, steps=2, path="/v1/optimize")
+    fields = {"style": ANOTHER, "size": "64", "steps": "2"}
+    answer = client.post("/v1/optimize", files={"image": photo}, data=fields, headers={"prefer": "wait=60"})
     assert picture_of(answer).size == (64, 48)
     assert answer.headers["lienzo-engine"] == "optimize"
 
@@ -410,6 +412,7 @@ def test_styles_are_the_cards_and_a_dropped_in_folder_adds_one(client, twin):
 def test_health_says_what_runs_and_what_was_refused(client, twin):
     health = client.get("/v1/health").json()
     assert health["gallery"] == "met" and health["pictures"] == 174
+    assert health["search"] == ["words", "sentences"]
     assert health["models"] == [card["slug"] for card in client.get("/v1/styles").json()]
     assert health["refused"] == [twin.refused]
     assert health["provider"].endswith("ExecutionProvider")
@@ -751,18 +754,47 @@ def test_operations_answer(client, path):
 
 
 def test_metrics_count_requests(client):
-    def count() -> float:
-        # A label may hold what somebody sent as a path, so lines are split by their end alone.
-        lines = client.get("/metrics").content.decode(errors="replace").split("\n")
-        mine = [
-            line for line in lines if "request_total{" in line and 'endpoint="/v1/styles"' in line and '"200"' in line
-        ]
-        return sum(float(line.rsplit(" ", 1)[1]) for line in mine)
+    def counted(name: str, **labels: str) -> float:
+        families = text_string_to_metric_families(client.get("/metrics").text)
+        samples = [sample for family in families for sample in family.samples if sample.name == name]
+        return sum(sample.value for sample in samples if labels.items() <= sample.labels.items())
 
-    before = count()
+    before = counted("lienzo_requests_total", route="/v1/styles", status="200")
     for _ in range(3):
         client.get("/v1/styles")
-    assert count() >= before + 3
+    assert counted("lienzo_requests_total", route="/v1/styles", status="200") == before + 3
+    for service in ("TextToArt", "Retriever", "Stylizer", "Optimizer"):
+        assert counted("lienzo_up", service=service) == 1
+    models = len(client.get("/v1/styles").json())
+    assert counted("lienzo_models", service="Stylizer") == models
+    assert counted("lienzo_session_load_seconds") > 0
+    assert counted("lienzo_provider_info", engine="optimize") == 1
+
+
+def test_no_path_makes_a_time_series_or_a_line_of_the_log(client, server_url, server_process):
+    raw(server_url, b"GET /v1/%0a2026%20forged%1b[31m HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    assert "forged" not in client.get("/metrics").text
+    assert "forged" not in server_process.log.read_text(errors="replace")
+
+
+def test_health_says_what_runs_each_engine(client):
+    health = client.get("/v1/health").json()
+    assert set(health["engines"]) == {"fast", "instant", "optimize"}
+    assert health["engines"]["fast"] == health["provider"]
+    assert health["engines"]["instant"].split(":")[0] in ("cpu", "cuda")
+
+
+def test_a_request_id_returns_and_is_in_every_services_log(client, server_process, slug):
+    trace = "0af7651916cd43dd8448eb211c80319c"
+    sent = {"X-Request-ID": "of-this-test.1", "traceparent": f"00-{trace}-b7ad6b7169203331-01"}
+    answer = client.post("/v1/text_to_art", json={"title": "boat", "style_id": slug, "size": 64}, headers=sent)
+    assert answer.headers["x-request-id"] == "of-this-test.1"
+    lines = [line for line in server_process.log.read_text().splitlines() if "[of-this-test.1]" in line]
+    assert {line.split()[2] for line in lines} == {"Retriever", "Stylizer", "TextToArt"}
+    (access,) = [line for line in lines if " answered " in line]
+    for fact in ("method=POST", "route=/v1/text_to_art", "status=200", "engine=fast", f"model={slug}"):
+        assert fact in access
+    assert client.get("/v1/styles", headers={"X-Request-ID": "a b"}).headers["x-request-id"] != "a b"
 
 
 def test_the_api_is_described(client):
@@ -771,6 +803,7 @@ def test_the_api_is_described(client):
     paths = described["paths"]
     assert set(paths) == {
         "/v1/text_to_art", "/v1/stylize", "/v1/optimize", "/v1/retrieve/content", "/v1/retrieve/style",
+        "/v1/jobs/{id}", "/v1/jobs/{id}/result", "/v1/jobs/{id}/preview", "/v1/jobs/{id}/events",
         "/v1/styles", "/v1/pictures/{id}", "/v1/health",
     }  # fmt: skip
     for operations in paths.values():
@@ -778,6 +811,8 @@ def test_the_api_is_described(client):
             assert operation["summary"] and operation["description"] and operation["tags"]
             assert operation["responses"]["200"]["content"]
             assert "ErrorAnswer" in json.dumps(operation["responses"]["422"])
+            if "painting" in operation["tags"]:
+                assert "JobStatus" in json.dumps(operation["responses"]["202"])
             if method == "post":
                 for content in operation["requestBody"]["content"].values():
                     assert content["schema"]

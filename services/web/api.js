@@ -1,5 +1,7 @@
 // The HTTP interface as functions. Whatever goes wrong arrives as a Refusal, except an AbortError.
 
+const PAUSE = 1000;
+
 export class Refusal extends Error {
   constructor({ code, message, hint = "", field = null }) {
     super(message);
@@ -29,12 +31,29 @@ export const health = () => askJson("/v1/health");
  * Answers the picture, the facts of the `Lienzo-*` headers by their lower-case names, and milliseconds by stage.
  */
 export async function paint(content, style, options, { signal } = {}) {
-  const response = await ask(...(await commission(content, style, options, signal)));
+  const response = await finished(await ask(...(await commission(content, style, options, signal))), signal);
   const facts = {};
   for (const [name, value] of response.headers) {
     if (name.startsWith("lienzo-")) facts[name.slice(7)] = decoded(value);
   }
   return { blob: await response.blob(), facts, stages: timing(response.headers.get("server-timing") ?? "") };
+}
+
+/** The painting; where the answer is a job, because the optimiser needs longer than a request waits, that of the job. */
+async function finished(response, signal) {
+  if (response.status !== 202) return response;
+  const { links } = await response.json();
+  try {
+    for (;;) {
+      const { state } = await askJson(links.status, { signal });
+      if (!["queued", "running"].includes(state)) return await ask(links.result, { signal });
+      await new Promise((resolve) => setTimeout(resolve, PAUSE));
+      signal?.throwIfAborted();
+    }
+  } catch (error) {
+    if (signal?.aborted) fetch(links.status, { method: "DELETE", keepalive: true }).catch(() => {});
+    throw error;
+  }
 }
 
 async function commission(content, style, options, signal) {
