@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 
 from shared.errors import GalleryError, InvalidInput, LienzoError
 from shared.galleries import open_gallery
+from shared.image_encoders import OnnxEncoder
 from shared.joint_embedding import JointEmbedding
 from training import embed, feature_cache
 from training.cli import app
@@ -37,8 +38,8 @@ from training.embed import (
     train_embedding,
 )
 from training.embed_command import comparison_markdown, parse_preset
+from training.embed_encoders import open_image_encoder, open_sentence_encoder
 from training.feature_cache import CachedSentences, FeatureCache
-from training.local_encoders import OnnxImageEncoder, open_image_encoder, open_sentence_encoder
 from training.onnx_tower import OnnxTower, TunedImages
 from training.text_pairs import says_nothing, split_pairs
 
@@ -374,7 +375,7 @@ class Counting:
 
 
 def test_features_are_computed_once(tmp_path, gallery, network):
-    encoder = Counting(OnnxImageEncoder(network, "features"))
+    encoder = Counting(OnnxEncoder(network, "features"))
     paths = [picture.path for picture in open_gallery(gallery).pictures[:6]]
     counts = [2, 2, 2, 2, 0, 0]
     found, problems = FeatureCache(tmp_path, encoder).features(paths, counts)
@@ -393,7 +394,7 @@ def test_features_are_computed_once(tmp_path, gallery, network):
 
 def test_an_interrupted_cache_goes_on(tmp_path, gallery, network, monkeypatch):
     monkeypatch.setattr(feature_cache, "SHARD", 2)
-    inner = OnnxImageEncoder(network, "features")
+    inner = OnnxEncoder(network, "features")
     paths = [picture.path for picture in open_gallery(gallery).pictures[:6]]
     with pytest.raises(KeyboardInterrupt):
         FeatureCache(tmp_path, Counting(inner, fails_at=5)).features(paths, [0] * 6)
@@ -403,7 +404,7 @@ def test_an_interrupted_cache_goes_on(tmp_path, gallery, network, monkeypatch):
 
 
 def test_damaged_shards_and_pictures_are_passed_over(tmp_path, gallery, network):
-    encoder = Counting(OnnxImageEncoder(network, "features"))
+    encoder = Counting(OnnxEncoder(network, "features"))
     paths = [picture.path for picture in open_gallery(gallery).pictures[:3]]
     FeatureCache(tmp_path / "cache", encoder).features(paths, [0] * 3)
     (shard,) = (tmp_path / "cache" / encoder.fingerprint).iterdir()
@@ -429,9 +430,9 @@ class Vowels:
 
 def test_sentences_are_read_once(tmp_path):
     encoder = Counting(Vowels())
-    first = CachedSentences(encoder, tmp_path).encode(["one boat", "two boats", "one boat"])
+    first = CachedSentences(encoder, tmp_path, name="vowels").encode(["one boat", "two boats", "one boat"])
     assert encoder.seen == 1 + 2  # the empty text tells the dimensions
-    again = CachedSentences(encoder, tmp_path).encode(["two boats", "one boat"])
+    again = CachedSentences(encoder, tmp_path, name="vowels").encode(["two boats", "one boat"])
     assert encoder.seen == 4
     np.testing.assert_array_equal(first[[1, 0]], again)
     np.testing.assert_allclose(again, Vowels().encode(["two boats", "one boat"]))
@@ -453,7 +454,7 @@ def test_a_network_in_pytorch_is_the_one_in_onnx(tmp_path, network):
 
 
 def test_tuned_images_are_the_encoders(gallery, network):
-    encoder = OnnxImageEncoder(network, "features")
+    encoder = OnnxEncoder(network, "features")
     paths = tuple(picture.path for picture in open_gallery(gallery).pictures[:3])
     images = TunedImages(paths, encoder, OnnxTower(network, "features"))
     np.testing.assert_allclose(images.all(), encoder.embed([Image.open(path) for path in paths]), atol=1e-5)
@@ -570,7 +571,7 @@ def test_the_command_from_gallery_to_embedding(tmp_path, lienzo_train, gallery, 
     assert list((tmp_path / "out" / ".training" / "tensorboard").iterdir())
 
     embedding = JointEmbedding.load(tmp_path / "out")
-    encoder = OnnxImageEncoder(network, "features")
+    encoder = OnnxEncoder(network, "features")
     assert embedding.image_encoder.fingerprint == encoder.fingerprint
     pictures = [p for p in open_gallery(gallery).pictures if p.split == "test"]
     points = embedding.image(encoder.embed([Image.open(p.path) for p in pictures]))
@@ -593,10 +594,10 @@ def test_the_encoder_can_be_trained_along(tmp_path, lienzo_train, network):
     result = lienzo_train("-o", tmp_path / "out", *SHORT, "--finetune", "--epochs", "1", "--set", "extra_share=0.5")
     assert result.exit_code == 0, result.output
     assert "extra text" in result.stdout
-    tuned = OnnxImageEncoder(tmp_path / "out" / "image-encoder.onnx", "features")
+    tuned = OnnxEncoder(tmp_path / "out" / "image-encoder.onnx", "features")
     embedding = JointEmbedding.load(tmp_path / "out")
     assert embedding.image_encoder.fingerprint == tuned.fingerprint
-    assert tuned.fingerprint != OnnxImageEncoder(network, "features").fingerprint
+    assert tuned.fingerprint != OnnxEncoder(network, "features").fingerprint
 
 
 def test_presets_compared(tmp_path, lienzo_train):
@@ -620,7 +621,7 @@ def test_presets_compared(tmp_path, lienzo_train):
     [
         (("--image-encoder", "missing.onnx"), "there is no ONNX file 'missing.onnx'"),
         (("--image-encoder", "vgg"), "there is no image encoder 'vgg'"),
-        (("--sentence-encoder", "missing"), "there is no sentence encoder in 'missing'"),
+        (("--sentence-encoder", "missing"), "'missing' is not a folder"),
         (("--set", "least_words=1000"), "no word of the 48 training descriptions occurs 1000 times"),
         (("--preset", "worst"), "there is no preset 'worst'"),
         (("--compare", "best", "--compare", "best"), "'best' is compared twice"),
@@ -634,7 +635,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, lienzo_train, argume
 
 def test_an_output_that_the_network_lacks_is_refused(tmp_path, lienzo_train, network):
     line = refusal(lienzo_train("-o", tmp_path / "out", encoder=f"{network}:scores"))
-    assert "no output 'scores' of [N, D]; its outputs are features, logits" in line
+    assert "has no output 'scores'. Its outputs are: features, logits." in line
 
 
 def test_a_gallery_without_descriptions_is_refused(tmp_path, lienzo_train):

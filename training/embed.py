@@ -129,7 +129,11 @@ _THESIS = EmbedSettings(
 
 PRESETS = {"thesis": _THESIS, "semart": dataclasses.replace(_THESIS, dimensions=128), "best": EmbedSettings()}
 """``semart``: Garcia and Vogiatzis (2018); ``thesis``: the same with 28 dimensions; ``best``: chosen by measuring on
-validation pairs."""
+validation pairs.
+
+The first two differ from the publications in two ways: ResNet-50's outputs come at one length for all pictures (two
+seeds told no difference), and random crops are drawn from a few for each picture, not anew in each epoch.
+"""
 
 
 class Images(Protocol):

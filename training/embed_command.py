@@ -42,7 +42,8 @@ def embed(
     ] = None,
     seeds: Annotated[int, typer.Option(help="Trainings of each preset that is compared.", min=1)] = 3,
     image_encoder: Annotated[
-        str, typer.Option(help="resnet50, a network as PATH.onnx or PATH.onnx:OUTPUT, or open_clip:MODEL/PRETRAINED.")
+        str,
+        typer.Option(help="resnet50, resnet152, PATH.onnx, PATH.onnx:OUTPUT, style, or open_clip:MODEL/PRETRAINED."),
     ] = "resnet50",
     sentence_encoder: Annotated[
         str | None,
@@ -230,27 +231,23 @@ def _print_figures(report: EmbedReport) -> None:
 
     kept = report.history[report.best_epoch - 1]
     validation = {side: {name: Figure(**each) for name, each in kept[side].items()} for side in DIRECTIONS}
-    table = Table(
-        "pairs",
-        "",
-        *(Column(no_wrap=True, header=name) for name in COLUMNS),
-        title=f"epoch {report.best_epoch}, with 95 % intervals",
-    )
+    columns = [Column("pairs", overflow="fold"), *(Column(name, no_wrap=True) for name in COLUMNS)]
+    table = Table(*columns, title=f"epoch {report.best_epoch}, with 95 % intervals", show_lines=True)
     parts = (
         (f"{report.pairs['validation']:,} validation", validation),
         (f"{report.pairs['test']:,} test", report.test),
-        ("the same, extra text too", report.test_with_extra),
+        (f"{report.pairs['test']:,} test, extra text", report.test_with_extra),
     )
     for label, figures in parts:
         for direction, name in DIRECTIONS.items() if figures else ():
-            table.add_row(label, name, *(_interval(figures[direction][column]) for column in COLUMNS))
+            table.add_row(f"{label}\n{name}", *(_interval(figures[direction][column]) for column in COLUMNS))
     console.print(table)
     words = ", ".join(f"{count:,} of {name}" for name, count in report.vocabulary.items())
     console.print(f"{report.pairs['train']:,} training pairs; words: {words}; {report.seconds:.0f} s")
 
 
 def _interval(figure: Figure) -> str:
-    return f"{figure.value:.3g} ({figure.low:.2g}–{figure.high:.2g})"
+    return f"{figure.value:.3g}\n{figure.low:.2g}–{figure.high:.2g}"
 
 
 def _comparison_row(row: Mapping[str, Any]) -> list[str]:
@@ -264,8 +261,8 @@ def _comparison_row(row: Mapping[str, Any]) -> list[str]:
 def _comparison_table(rows: Sequence[Mapping[str, Any]], bench: Workbench, seeds: int) -> Table:
     title = f"{len(bench.split.test):,} test pairs of {bench.gallery.name}: mean ± deviation over {seeds} seeds"
     # Where the terminal is narrow, names are folded rather than figures.
-    columns = (Column(overflow="fold", header=name) for name in ("direction", "preset"))
-    table = Table(*columns, *(Column(no_wrap=True, header=name) for name in COLUMNS), title=escape(title))
+    columns = (Column(name, overflow="fold") for name in ("direction", "preset"))
+    table = Table(*columns, *(Column(name, no_wrap=True) for name in COLUMNS), title=escape(title))
     for row in rows:
         table.add_row(*map(escape, _comparison_row(row)))
     return table

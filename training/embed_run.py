@@ -15,12 +15,14 @@ import numpy as np
 from shared.errors import GalleryError, InvalidInput
 from shared.files import write_atomically
 from shared.galleries import Gallery, Picture
+from shared.image_encoders import ImageEncoder, OnnxEncoder
 from shared.joint_embedding import EncoderName, JointEmbedding, TextFeatures, WordWeights
 from training.embed import CachedImages, EmbedSettings, Epoch, Figures, Images, Pairs, train_embedding
+from training.embed_encoders import onnx_file, open_image_encoder, open_sentence_encoder
 from training.embed_record import EmbedRecord
-from training.feature_cache import CachedSentences, FeatureCache, ImageEncoder
-from training.local_encoders import OnnxImageEncoder, open_image_encoder, open_sentence_encoder
+from training.feature_cache import CachedSentences, FeatureCache, takes_crops
 from training.onnx_tower import OnnxTower, TunedImages
+from training.open_clip_encoder import PREFIX
 from training.retrieval_metrics import measure_both
 from training.text_pairs import SplitPairs, extra_text, split_pairs
 
@@ -95,6 +97,7 @@ class Workbench:
             self.sentences = CachedSentences(
                 open_sentence_encoder(sentence_encoder, device=device),
                 cache,
+                name=sentence_encoder if sentence_encoder.startswith(PREFIX) else Path(sentence_encoder).resolve().name,
                 on_text=lambda done, total: progress("reading texts", done, total),
             )
         self._encoders: dict[str, ImageEncoder] = {}
@@ -105,6 +108,21 @@ class Workbench:
         if output not in self._encoders:
             self._encoders[output] = open_image_encoder(self._image_encoder, output, device=self.device)
         return self._encoders[output]
+
+    def network(self, output: str) -> tuple[Path, str]:
+        """File and output of the image encoder, to be trained along.
+
+        Raises:
+            InvalidInput: the encoder is no network in ONNX.
+        """
+        found = onnx_file(self._image_encoder, output)
+        if found is None:
+            raise InvalidInput(
+                f"the image encoder {self._image_encoder} cannot be trained along.",
+                hint="Name a network as PATH.onnx, or leave out --finetune.",
+                field="finetune",
+            )
+        return found
 
     def readable(self, settings: EmbedSettings) -> SplitPairs:
         """The pairs without the pictures that cannot be read.
@@ -130,10 +148,11 @@ class Workbench:
 
     def _all_features(self, settings: EmbedSettings) -> tuple[np.ndarray, list[str]]:
         # A network that is trained looks at the pictures itself; it is asked here only which of them can be read.
-        views = 0 if settings.finetune else settings.views
+        encoder = self.encoder(settings.image_output)
+        views = settings.views if takes_crops(encoder) and not settings.finetune else 0
         key = (settings.image_output, views)
         if key not in self._features:
-            cache = FeatureCache(self._cache, self.encoder(settings.image_output))
+            cache = FeatureCache(self._cache, encoder)
             counts = [views] * len(self.split.train) + [0] * (len(self.split.validation) + len(self.split.test))
             self._features[key] = cache.features(
                 [picture.path for picture in self.split.all],
@@ -162,13 +181,8 @@ def run_embedding(
     settings = replace(settings, sentences=settings.sentences and bench.sentences is not None)
     split = bench.readable(settings)
     text_features = fit_texts(split.train, settings, bench.sentences)
-    encoder, tower = bench.encoder(settings.image_output), None
-    if settings.finetune:
-        if not isinstance(encoder, OnnxImageEncoder):
-            raise InvalidInput(
-                f"{encoder.name} cannot be trained along.", hint="Name a network as PATH.onnx.", field="finetune"
-            )
-        tower = OnnxTower(encoder.path, encoder.output)
+    encoder = bench.encoder(settings.image_output)
+    tower = OnnxTower(*bench.network(settings.image_output)) if settings.finetune else None
     texts = {name: _texts(text_features, getattr(split, name)) for name in ("train", "validation", "test")}
     start = sum(len(text_features.words[name].words) for name in text_features.words if name != "extra")
     extra = (start, start + len(text_features.words["extra"].words)) if "extra" in text_features.words else (0, 0)
@@ -203,7 +217,7 @@ def run_embedding(
         tower.load_state_dict(result.tower)
         output.mkdir(parents=True, exist_ok=True)
         tower.save(output / TUNED_FILE)
-        encoder = OnnxImageEncoder(output / TUNED_FILE, encoder.output, device=bench.device)
+        encoder = OnnxEncoder(output / TUNED_FILE, bench.network(settings.image_output)[1], device=bench.device)
     sentences = bench.sentences if settings.sentences else None
     embedding = JointEmbedding(
         text_features,

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
-from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from shared.errors import GalleryError, InvalidInput
 from shared.files import sha256, write_atomically
+from shared.image_encoders import ImageEncoder
 from shared.images import decode
+from shared.joint_embedding import SentenceEncoding
 
 log = logging.getLogger(__name__)
 
@@ -24,25 +25,9 @@ SHARD = 64
 """Pictures after which the cache is written, and texts that are encoded together."""
 
 
-class ImageEncoder(Protocol):
-    """What is needed of an image encoder."""
-
-    name: str
-    fingerprint: str
-    dimensions: int
-
-    def embed(self, pictures: Sequence[Image.Image], *, augment: np.random.Generator | None = None) -> np.ndarray:
-        """``[N, D]`` float32, each of length 1; with ``augment`` of random crops and flips."""
-
-
-class SentenceEncoder(Protocol):
-    """What is needed of a sentence encoder."""
-
-    name: str
-    fingerprint: str
-
-    def encode(self, texts: Sequence[str], /) -> np.ndarray:
-        """``[N, D]`` float32, each of length 1."""
+def takes_crops(encoder: ImageEncoder) -> bool:
+    """Whether an image encoder can look at random crops: ``embed(pictures, augment=generator)``."""
+    return "augment" in inspect.signature(encoder.embed).parameters
 
 
 class FeatureCache:
@@ -117,8 +102,9 @@ class FeatureCache:
         picture = decode(path)
         rows = [] if known is None else list(known)
         for view in range(len(rows), 1 + count):
-            augment = np.random.default_rng((int(key[:16], 16), view)) if view else None
-            rows.append(self._encoder.embed([picture], augment=augment)[0].astype(np.float16))
+            augment = np.random.default_rng((int(key[:16], 16), view))
+            found = self._encoder.embed([picture], augment=augment) if view else self._encoder.embed([picture])
+            rows.append(found[0].astype(np.float16))
         return np.stack(rows)
 
 
@@ -126,12 +112,20 @@ class CachedSentences:
     """A sentence encoder whose vectors are kept on disk.
 
     Attributes:
-        name, fingerprint, dimensions: of the encoder.
+        name: of the encoder, for humans.
+        fingerprint, dimensions: of the encoder.
     """
 
-    def __init__(self, encoder: SentenceEncoder, folder: Path, *, on_text: Callable[[int, int], None] | None = None):
+    def __init__(
+        self,
+        encoder: SentenceEncoding,
+        folder: Path,
+        *,
+        name: str,
+        on_text: Callable[[int, int], None] | None = None,
+    ):
         self._encoder, self._on_text = encoder, on_text
-        self.name, self.fingerprint = encoder.name, encoder.fingerprint
+        self.name, self.fingerprint = name, encoder.fingerprint
         self.dimensions = encoder.encode([""]).shape[1]
         self._shards = _Shards(folder / encoder.fingerprint, self.dimensions)
 

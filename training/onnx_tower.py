@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from shared.errors import ModelRefused
 from shared.files import write_atomically
+from shared.image_encoders import OnnxEncoder
 from shared.images import decode
-from training.local_encoders import OnnxImageEncoder
 
 _BATCH = 16
 
@@ -85,7 +85,7 @@ class TunedImages:
     """
 
     paths: tuple[Path, ...]
-    encoder: OnnxImageEncoder
+    encoder: OnnxEncoder
     tower: OnnxTower
 
     def __len__(self) -> int:
