@@ -73,6 +73,7 @@ def test_the_pod_is_not_root_and_may_write_only_where_it_must(manifests):
     assert container["securityContext"]["capabilities"]["drop"] == ["ALL"]
     environment = {entry["name"]: entry["value"] for entry in container["env"]}
     assert settings_named(environment) <= known_settings()
+    assert environment["LIENZO_METRICS"] == "on", "the scraper and the autoscaler are not in the pod"
     written = [m["mountPath"] for m in container["volumeMounts"] if not m.get("readOnly")]
     for name in ("LIENZO_CACHE", "LIENZO_STATE", "BENTOML_HOME"):
         assert any(Path(environment[name]).is_relative_to(place) for place in written), name
@@ -98,6 +99,7 @@ def test_compose_runs_the_service_without_privileges_and_mounts_files_that_there
     assert lienzo["user"] == f"{USER}:{USER}" and lienzo["read_only"] and lienzo["cap_drop"] == ["ALL"]
     assert all(port.startswith("127.0.0.1:") for service in compose["services"].values() for port in service["ports"])
     assert settings_named(lienzo["environment"]) <= known_settings()
+    assert lienzo["environment"]["LIENZO_METRICS"] == "on", "Prometheus is not on the service's own machine"
     (gpu,) = documents("compose.gpu.yaml")
     assert settings_named(gpu["services"]["lienzo"]["environment"]) <= known_settings()
     for volume in compose["services"]["prometheus"]["volumes"]:
