@@ -25,7 +25,7 @@ from starlette.datastructures import Headers
 from starlette.testclient import TestClient
 from typer.testing import CliRunner
 
-from services import access, engines, health, keys, logs, metrics, tracing
+from services import access, engines, health, keys, lifecycle, logs, metrics, tracing
 from services.cli import app as command_line
 from services.http import create_app
 from services.keys import KeyRing, KeysUnreadable, TokenBucket
@@ -472,6 +472,20 @@ def formatted(formatter: logging.Formatter, message: str, *args: object, **extra
 
 
 HOSTILE = "a\nb\rc\x1b[31m\u2028d\x85e\x00"
+
+
+def test_a_job_goes_back_to_the_queue_before_the_gateway_is_waited_for(environment, monkeypatch):
+    environment(shutdown_seconds=7)
+    done, finishes = [], []
+    monkeypatch.setattr(lifecycle, "end_gracefully", finishes.append)
+    monkeypatch.setattr(lifecycle.Family, "watch", lambda self: None)
+    monkeypatch.setattr(lifecycle.Family, "wait_for_gateway", lambda self, seconds: done.append(("waited", seconds)))
+    optimizer = SimpleNamespace(hand_back=lambda seconds: done.append(("handed back", seconds)))
+    lifecycle._starter("Optimizer", "TextToArt")(optimizer)
+    lifecycle._starter("Stylizer", "TextToArt")(SimpleNamespace())
+    for finish in finishes:
+        finish()
+    assert done == [("handed back", 7), ("waited", 12), ("waited", 12)]
 
 
 def test_json_lines_are_one_object_each_with_the_request():
