@@ -151,6 +151,11 @@ class Settings(BaseSettings):
         return self.state or user_state_path("lienzo")
 
     @property
+    def request_seconds(self) -> float:
+        """What a request may take in all: its body, the search, the painting, each as long as it may."""
+        return self.body_seconds + self.retrieval_seconds + max(self.wait, self.fast_seconds, self.retrieval_seconds)
+
+    @property
     def gpu_bytes(self) -> int | None:
         """The bound on GPU memory in bytes; None for none."""
         return round(self.gpu_memory * 1e9) or None

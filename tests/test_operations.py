@@ -117,6 +117,25 @@ def test_settings_that_contradict_each_other_or_say_nothing_are_refused(environm
     assert complaint in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_a_gateway_waits_for_the_longest_painting_and_starts_only_where_it_can_keep_jobs(environment, tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    environment(fast_seconds=900, body_seconds=10, state=tmp_path / "file" / "state")
+    # In a process of its own: the gateway changes the services that are behind it.
+    look = """
+from services import text_to_art
+from shared.errors import InvalidInput
+print(text_to_art.TextToArt.config["traffic"]["timeout"])
+try:
+    text_to_art._check()
+except InvalidInput as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", look], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    seconds, refused = done.stdout.strip().splitlines()
+    assert float(seconds) == 10 + 120 + 900
+    assert f"the state folder '{tmp_path}/file/state' cannot be used" in refused
+
+
 # Keys
 
 
