@@ -419,7 +419,8 @@ def _kept(request: Request, decisive: bytes, picture: Callable[[], bytes]) -> Re
         decisive: what decides how the picture looks.
     """
     etag = f'"{hashlib.sha256(decisive).hexdigest()[:32]}"'
-    headers = {"ETag": etag, "Cache-Control": "public, max-age=86400"}
+    # Where a key is asked for, a cache that clients share must not answer those who have none.
+    headers = {"ETag": etag, "Cache-Control": f"{'public' if settings().keys is None else 'private'}, max-age=86400"}
     # Proxies that compress make an ETag weak.
     known = (tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(","))
     if etag in known:

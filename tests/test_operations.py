@@ -249,6 +249,19 @@ def test_without_a_good_key_everything_but_the_page_and_the_probes_is_refused(gu
         assert client.get("/v1/styles", headers=headers).status_code == 200
 
 
+def test_pictures_behind_a_key_are_kept_by_the_client_alone(environment, tmp_path):
+    retriever = SimpleNamespace(picture=lambda picture_id: {"ok": {"data": b"\xff\xd8"}})
+    key = keys.add(tmp_path / "keys.json", "alice")
+
+    def kept() -> str:
+        client = TestClient(create_app(lambda: Gateway(retriever=retriever)))
+        return client.get("/v1/pictures/met-1", headers={"X-API-Key": key}).headers["cache-control"]
+
+    assert kept() == "public, max-age=86400"
+    environment(keys=tmp_path / "keys.json")
+    assert kept() == "private, max-age=86400"
+
+
 def test_a_key_asks_no_more_often_than_it_may(guarded):
     client, alice, bob = guarded
     assert [client.get("/v1/styles", headers={"X-API-Key": bob}).status_code for _ in range(3)] == [200, 200, 429]
