@@ -17,7 +17,7 @@ from rich.table import Table
 from services import keys_command
 from services.optimize_command import ADAIN, load_decoder, load_encoder
 from shared import weights as weights_library
-from shared.console import bar, console, explain_errors, notices, stages
+from shared.console import console, explain_errors, notices, stages
 from shared.errors import InvalidInput, WeightsUnavailable
 from shared.images import FORMATS, DecodeLimits
 

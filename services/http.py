@@ -63,6 +63,7 @@ WEB = Path(__file__).parent / "web"
 SWAGGER = Path(bentoml.__file__).parent / "_internal" / "server" / "static_content"
 MAX_THUMBNAIL = 1024
 _PICTURES = ("/v1/pictures/", "/v1/styles/", "/v1/text_to_art", "/v1/stylize", "/v1/optimize", "/v1/jobs/")
+_OTHER_HEADERS = ("Location", "Preference-Applied", "Retry-After", "Server-Timing", "X-Request-ID")
 _METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 
 _REFUSALS: dict[int | str, dict[str, Any]] = {
@@ -128,9 +129,7 @@ def create_app(services: Callable[[], Services]) -> FastAPI:
             allow_origins=config.cors_origins,
             allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["Authorization", "Content-Type", "Last-Event-ID", "Prefer", "X-API-Key", "X-Request-ID"],
-            expose_headers=[
-                *HEADERS, "Location", "Preference-Applied", "Retry-After", "Server-Timing", "X-Request-ID"
-            ],  # fmt: skip
+            expose_headers=[*HEADERS, *_OTHER_HEADERS],
         )
     http_errors.install(app)
     app.state.services = services
