@@ -25,13 +25,15 @@ from starlette.datastructures import Headers
 from starlette.testclient import TestClient
 from typer.testing import CliRunner
 
-from services import access, engines, health, keys, lifecycle, logs, metrics, tracing
+from services import access, engines, health, job_http, keys, lifecycle, logs, metrics, tracing
 from services.cli import app as command_line
 from services.http import create_app
 from services.keys import KeyRing, KeysUnreadable, TokenBucket
 from services.limits import BodyLimit
 from services.messages import Busy, TimedOut, Unreachable, answers, call
+from services.pipeline import Outcome
 from services.request_facts import Facts, current, note
+from services.responses import painting
 from services.retriever import Retriever
 from services.settings import settings
 from services.stylizer import Stylizer
@@ -558,6 +560,15 @@ def test_notes_outside_of_a_request_go_nowhere():
 
 
 # Metrics
+
+
+def test_a_distance_is_counted_once_however_often_its_painting_is_fetched():
+    before = counted_here("lienzo_retrieval_distance_count", of="content")
+    outcome = Outcome("png", engine="optimize", content_distance=0.25)
+    asyncio.run(job_http.answer(None, None, lambda: outcome, prefer=None, wait=0))
+    for _ in range(2):
+        painting(outcome)
+    assert counted_here("lienzo_retrieval_distance_count", of="content") == before + 1
 
 
 def test_metrics_of_several_processes_are_joined_and_the_missing_named():
