@@ -7,6 +7,7 @@ import logging
 import os
 import socket
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -504,16 +505,40 @@ def _configure(
         if not folder.is_dir():
             raise InvalidInput(f"'{folder}' is not a folder.", hint="Name a folder of models.", field="models")
     if models:
-        os.environ["LIENZO_MODELS"] = os.pathsep.join(str(folder.resolve()) for folder in models)
+        os.environ["LIENZO_MODELS"] = os.pathsep.join(map(str, models))
     if gallery:
-        os.environ["LIENZO_GALLERY"] = gallery if gallery == "met" else str(Path(gallery).resolve())
+        os.environ["LIENZO_GALLERY"] = gallery
     if encoder:
-        from shared.image_encoders import absolute_spec
-
-        os.environ["LIENZO_STYLE_ENCODER"] = absolute_spec(encoder)
+        os.environ["LIENZO_STYLE_ENCODER"] = encoder
     if device != "auto":
         os.environ["LIENZO_DEVICE"] = device
     os.environ["LIENZO_ENGINE"] = engine_provider
+    _make_paths_absolute()
+
+
+def _make_paths_absolute() -> None:
+    """Make the paths among the settings absolute, whoever set them: the services run in another folder than this."""
+
+    def set_absolute(name: str, absolute: Callable[[str], str], *words: str) -> None:
+        if (value := os.environ.get(name)) and value not in words:
+            os.environ[name] = absolute(value)
+
+    def one(path: str) -> str:
+        return str(Path(path).absolute())
+
+    def each(paths: str) -> str:
+        return os.pathsep.join(one(path) for path in paths.split(os.pathsep) if path)
+
+    for name in ("LIENZO_GALLERY_INDEX", "LIENZO_KEYS", "LIENZO_STATE", "LIENZO_CACHE", "LIENZO_WEIGHTS"):
+        set_absolute(name, one)
+    set_absolute("LIENZO_MODELS", each)
+    set_absolute("LIENZO_GALLERY", one, "met")
+    set_absolute("LIENZO_SENTENCES", one, "auto", "off")
+    set_absolute("LIENZO_INDEX_URI", lambda uri: uri if "://" in uri else one(uri))
+    if "LIENZO_STYLE_ENCODER" in os.environ:
+        from shared.image_encoders import absolute_spec  # it imports PyTorch
+
+        set_absolute("LIENZO_STYLE_ENCODER", absolute_spec)
 
 
 def _listenable(host: str, port: int) -> str:
