@@ -103,15 +103,16 @@ def _parts() -> health.Parts:
 
 
 def _check_device() -> None:
-    """Refuse to start where CUDA was asked for and one of the two that paint with it has none.
+    """Refuse to start where CUDA or an engine was asked for by name, and what paints does not run on it.
 
     Raises:
         EngineUnavailable: the message names the library that is missing.
     """
     config = settings()
     pick_device(config.device)
-    if config.device == "cuda":
-        for model in list(ModelLibrary(config.model_folders, device="cuda", engine=config.engine).models.values())[:1]:
+    if config.device == "cuda" or config.engine != "auto":
+        library = ModelLibrary(config.model_folders, device=config.device, engine=config.engine)
+        for model in list(library.models.values())[:1]:
             log.info("engine fast runs on %s", model.provider)
 
 
