@@ -17,7 +17,7 @@ from rich.table import Table
 from services import keys_command
 from services.optimize_command import ADAIN, load_decoder, load_encoder
 from shared import weights as weights_library
-from shared.console import bar, console, explain_errors, notices, stages
+from shared.console import console, explain_errors, notices, stages
 from shared.errors import InvalidInput, WeightsUnavailable
 from shared.images import FORMATS, DecodeLimits
 
@@ -550,6 +550,7 @@ def _prepare() -> ModelLibrary:
     from shared.devices import pick_device
     from shared.fast_models import ModelLibrary
     from shared.image_encoders import open_encoder
+    from shared.joint_embedding import JointEmbedding
     from shared.retrieval import SENTENCES, Retrieval, open_sentences
 
     config = settings()
@@ -579,6 +580,7 @@ def _prepare() -> ModelLibrary:
     )
     for refusal in library.refusals:
         notices.print(f"refused: {refusal.reason}", style="yellow", markup=False, soft_wrap=True)
+    sentences = open_sentences(config.sentences)
     with stages() as progress:
         retrieval = Retrieval.open(
             config.gallery,
@@ -587,7 +589,8 @@ def _prepare() -> ModelLibrary:
             index=config.gallery_index,
             uri=config.index_uri,
             cache=weights_library.cache_dir(),
-            sentences=open_sentences(config.sentences),
+            sentences=sentences,
+            embedding=config.embedding and JointEmbedding.load(config.embedding, sentences=sentences),
             progress=progress,
         )
     retrieval.close()  # one process at a time can have a file of Milvus Lite
