@@ -529,8 +529,8 @@ def _make_paths_absolute() -> None:
     def each(paths: str) -> str:
         return os.pathsep.join(one(path) for path in paths.split(os.pathsep) if path)
 
-    for name in ("LIENZO_GALLERY_INDEX", "LIENZO_KEYS", "LIENZO_STATE", "LIENZO_CACHE", "LIENZO_WEIGHTS"):
-        set_absolute(name, one)
+    for name in ("GALLERY_INDEX", "EMBEDDING", "KEYS", "STATE", "CACHE", "WEIGHTS"):
+        set_absolute(f"LIENZO_{name}", one)
     set_absolute("LIENZO_MODELS", each)
     set_absolute("LIENZO_GALLERY", one, "met")
     set_absolute("LIENZO_SENTENCES", one, "auto", "off")
@@ -575,6 +575,7 @@ def _prepare() -> ModelLibrary:
     from shared.devices import pick_device
     from shared.fast_models import ModelLibrary
     from shared.image_encoders import open_encoder
+    from shared.joint_embedding import JointEmbedding
     from shared.retrieval import SENTENCES, Retrieval, open_sentences
 
     config = settings()
@@ -604,6 +605,7 @@ def _prepare() -> ModelLibrary:
     )
     for refusal in library.refusals:
         notices.print(f"refused: {refusal.reason}", style="yellow", markup=False, soft_wrap=True)
+    sentences = open_sentences(config.sentences)
     with stages() as progress:
         retrieval = Retrieval.open(
             config.gallery,
@@ -612,7 +614,8 @@ def _prepare() -> ModelLibrary:
             index=config.gallery_index,
             uri=config.index_uri,
             cache=weights_library.cache_dir(),
-            sentences=open_sentences(config.sentences),
+            sentences=sentences,
+            embedding=config.embedding and JointEmbedding.load(config.embedding, sentences=sentences),
             progress=progress,
         )
     retrieval.close()  # one process at a time can have a file of Milvus Lite

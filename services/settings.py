@@ -43,6 +43,9 @@ class Settings(BaseSettings):
         default="style",
         description="what finds style pictures: `style`, `resnet152`, `resnet50`, `NETWORK.onnx`, or several by `+`",
     )
+    embedding: Path | None = Field(
+        default=None, description="joint embedding to find content by, see `lienzo-train embed`; the index must hold it"
+    )
     sentences: str = Field(
         default="auto",
         description="search by meaning too: `auto` (where `minilm` is here), `off`, or a sentence transformer's folder",

@@ -102,9 +102,9 @@ def _parts() -> health.Parts:
 
 
 def _check() -> None:
-    """Refuse to start where CUDA was asked for and one of the two that paint with it has none, or no job can be kept.
+    """Refuse to start where no job can be kept, or where CUDA or an engine that was asked for by name does not run.
 
-    Found by a service, either would end its process, and the supervisor start it again without end.
+    Found by a service, the former would end its process, and the supervisor start it again without end.
 
     Raises:
         EngineUnavailable: the message names the library that is missing.
@@ -113,8 +113,9 @@ def _check() -> None:
     config = settings()
     JobStore.of_settings()
     pick_device(config.device)
-    if config.device == "cuda":
-        for model in list(ModelLibrary(config.model_folders, device="cuda", engine=config.engine).models.values())[:1]:
+    if config.device == "cuda" or config.engine != "auto":
+        library = ModelLibrary(config.model_folders, device=config.device, engine=config.engine)
+        for model in list(library.models.values())[:1]:
             log.info("engine fast runs on %s", model.provider)
 
 

@@ -877,7 +877,7 @@ def test_paths_among_the_settings_mean_the_folder_of_the_command(monkeypatch, tm
     given = {
         "MODELS": os.pathsep.join(["mine", "/theirs"]), "GALLERY": "met", "GALLERY_INDEX": "index", "KEYS": "keys.json",
         "STATE": "state", "CACHE": "cache", "WEIGHTS": "weights", "SENTENCES": "auto", "INDEX_URI": "vectors.db",
-        "STYLE_ENCODER": "style+net.onnx:pool", "ENGINE": "auto",
+        "EMBEDDING": "joint", "STYLE_ENCODER": "style+net.onnx:pool", "ENGINE": "auto",
     }  # fmt: skip
     monkeypatch.chdir(tmp_path)
     for name, value in given.items():
@@ -887,8 +887,8 @@ def test_paths_among_the_settings_mean_the_folder_of_the_command(monkeypatch, tm
     assert found == {
         "MODELS": os.pathsep.join(["HERE/mine", "/theirs"]), "GALLERY": "HERE/paintings", "GALLERY_INDEX": "HERE/index",
         "KEYS": "HERE/keys.json", "STATE": "HERE/state", "CACHE": "HERE/cache", "WEIGHTS": "HERE/weights",
-        "SENTENCES": "auto", "INDEX_URI": "HERE/vectors.db", "STYLE_ENCODER": "style+HERE/net.onnx:pool",
-        "ENGINE": "auto",
+        "SENTENCES": "auto", "INDEX_URI": "HERE/vectors.db", "EMBEDDING": "HERE/joint",
+        "STYLE_ENCODER": "style+HERE/net.onnx:pool", "ENGINE": "auto",
     }  # fmt: skip
     monkeypatch.setenv("LIENZO_INDEX_URI", "http://localhost:19530")
     cli._configure(None, "met", None, "auto", "auto")

@@ -660,8 +660,8 @@ def test_a_service_that_lacks_something_stays_says_so_and_tries_again(flawed, mo
 
 
 def test_reasons_are_told_without_this_machines_folders():
-    told = health.without_folders("the index '/var/lib/x y/met.safetensors' and /a/b.json: see https://a.org/b, 1/2.")
-    assert told == "the index 'met.safetensors' and b.json: see https://a.org/b, 1/2."
+    told = health.without_folders("the index '/var/lib/x y/met' and /a/b.json: see https://a.org/b, 1/2.")
+    assert told == "the index 'met' and b.json: see https://a.org/b, 1/2."
 
 
 def test_a_retriever_is_ready_only_with_its_pictures_and_weights(monkeypatch, tmp_path):
