@@ -249,8 +249,15 @@ def _audio_stream(made: Any, audio: Any, output: Path) -> Any:
 
 
 def _decoded(film: Any, video: Any, layout: _Layout) -> Iterator[Any]:
-    """Frames as :class:`_Frame`, and between them the packets of the audio, in the order of the file."""
+    """Frames as :class:`_Frame`, and between them the packets of the audio, in the order of the file.
+
+    Raises:
+        InvalidInput: the film ends long before it says it does: FFmpeg reads what is left of it without a word.
+    """
+    end = Fraction(0)
     for packet in film.demux(video, *film.streams.audio):
+        if packet.pts is not None:
+            end = max(end, (packet.pts + (packet.duration or 0)) * packet.time_base)
         if packet.stream is not video:
             if packet.dts is not None:  # else the empty packet at the end
                 yield packet
@@ -259,6 +266,14 @@ def _decoded(film: Any, video: Any, layout: _Layout) -> Iterator[Any]:
             if frame.pts is None:
                 raise InvalidInput("the film has frames without time stamps.", hint="Convert it to .mp4 first.")
             yield _Frame(_upright(frame, layout), frame.pts)
+    if film.duration:
+        promised = Fraction((film.start_time or 0) + film.duration, _av().time_base)
+        if promised - end > max(1, 0.02 * promised):
+            raise InvalidInput(
+                f"the film is cut short: it ends after {float(end):.1f} s and should last {float(promised):.1f} s.",
+                hint="Copy it anew, or convert it: what is left of it gets the right length then.",
+                field="picture",
+            )
 
 
 def _upright(frame: Any, layout: _Layout) -> np.ndarray:
