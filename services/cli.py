@@ -213,7 +213,9 @@ def stylize(
     ] = False,
     steady: Annotated[
         float | None,
-        typer.Option(help=f"Of a video: 0 paints each frame for itself, 1 flickers least; {STEADY:g}.", min=0, max=1),
+        typer.Option(
+            help=f"Of a video: 0 paints each frame for itself, 1 flickers least; {STEADY:g} if left out.", min=0, max=1
+        ),
     ] = None,
     models: Models = None,
     device: Device = "auto",

@@ -6,6 +6,7 @@ that a pixel of the later frame shows was in the earlier one.
 
 from __future__ import annotations
 
+import functools
 from types import ModuleType
 
 import numpy as np
@@ -126,8 +127,7 @@ def visible(flow: np.ndarray, back: np.ndarray) -> np.ndarray:
     columns, rows = _positions(flow)
     inside = (columns >= 0) & (columns <= width - 1) & (rows >= 0) & (rows <= height - 1)
     returned = warp(back, flow)
-    error = ((flow + returned) ** 2).sum(axis=-1)
-    return inside & (error <= 0.01 * ((flow**2).sum(axis=-1) + (returned**2).sum(axis=-1)) + 0.5)
+    return inside & (_squared(flow + returned) <= 0.01 * (_squared(flow) + _squared(returned)) + 0.5)
 
 
 def flicker(before: np.ndarray, after: np.ndarray, flow: np.ndarray, seen: np.ndarray) -> float:
@@ -144,8 +144,15 @@ def flicker(before: np.ndarray, after: np.ndarray, flow: np.ndarray, seen: np.nd
 
 def _agreement(difference: np.ndarray, window: int, tolerance: float) -> np.ndarray:
     """``float32 [H, W]`` in [0, 1]: 1 where the mean difference over a window is 0, 1/e where it is the tolerance."""
-    mean = _cv2().blur(difference, (window, window))
-    return np.exp(-((np.abs(mean).max(axis=-1) / np.float32(tolerance)) ** 2))
+    cv2 = _cv2()
+    mean = cv2.split(cv2.blur(difference, (window, window)))
+    # Channel by channel: three times as fast as along the last axis.
+    largest = functools.reduce(np.maximum, map(np.abs, mean))
+    return np.exp(-((largest / np.float32(tolerance)) ** 2))
+
+
+def _squared(flow: np.ndarray) -> np.ndarray:
+    return flow[..., 0] ** 2 + flow[..., 1] ** 2
 
 
 def _positions(flow: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -121,7 +121,7 @@ def paint_video(
     frames = 0
     with ExitStack() as stack:
         film = stack.enter_context(_opened(source))
-        video = film.streams.video[0]
+        video = film.streams.best("video")
         temporary = stack.enter_context(written_atomically(output))
         made = stack.enter_context(av.open(str(temporary), "w", format=kind.format, options=dict(kind.options)))
         stream = _video_stream(made, kind, video, layout)
@@ -155,7 +155,7 @@ def read_frames(path: Path) -> Iterator[np.ndarray]:
     """
     layout = _layout(path, None)
     with _opened(path) as film:
-        for item in _decoded(film, film.streams.video[0], layout):
+        for item in _decoded(film, film.streams.best("video"), layout):
             if isinstance(item, _Frame):
                 yield item.picture
 
@@ -181,9 +181,9 @@ def _av() -> ModuleType:
     return av
 
 
-def _unreadable(source: Path) -> InvalidInput:
+def _unreadable(source: Path, reason: str = "it has no frames") -> InvalidInput:
     return InvalidInput(
-        f"'{source}' is no film that can be read, or is damaged.",
+        f"'{source}' is no film that can be read, or is damaged: {reason}.",
         hint="Play it to its end elsewhere, or convert it anew.",
         field="picture",
     )
@@ -200,16 +200,18 @@ def _opened(source: Path) -> Iterator[Any]:
         with av.open(str(source.resolve())) as film:
             if not film.streams.video:
                 raise InvalidInput(f"'{source}' has no pictures, only sound.", field="picture")
-            film.streams.video[0].thread_type = "AUTO"
+            film.streams.best("video").thread_type = "AUTO"
             yield film
-    except (av.error.InvalidDataError, av.error.EOFError, av.error.DecoderNotFoundError) as error:
-        raise _unreadable(source) from error
+    except av.error.FFmpegError as error:
+        if isinstance(error, OSError):  # the disk's fault, not the film's
+            raise
+        raise _unreadable(source, error.strerror) from error
 
 
 def _layout(source: Path, size: int | None) -> _Layout:
     """What the first frame says of all."""
     with _opened(source) as film:
-        first = next(film.decode(video=0), None)
+        first = next(film.decode(film.streams.best("video")), None)
     if first is None:
         raise _unreadable(source)
     turns = first.rotation // 90 % 4

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -23,6 +24,7 @@ from scenes import hills, strokes
 from typer.testing import CliRunner
 
 from services.cli import app
+from shared import video
 from shared.errors import InvalidInput
 from shared.video import paint_video, read_frames
 
@@ -107,10 +109,10 @@ def test_a_film_that_is_to_be_turned_is_turned(tmp_path, rotation) -> None:
     made = paint_video(source, tmp_path / "out.mp4", lambda frame: seen.append(frame.copy()) or frame, steady=0)
     upright = np.rot90(picture, rotation // 90)
     with av.open(str(tmp_path / "out.mp4")) as film:
-        (video,) = film.streams
-        assert (video.height, video.width) == upright.shape[:2] == made.size[::-1]
-        assert video.sample_aspect_ratio == (Fraction(4, 3) if rotation == 180 else Fraction(3, 4))
-        frame = next(film.decode(video))
+        (stream,) = film.streams
+        assert (stream.height, stream.width) == upright.shape[:2] == made.size[::-1]
+        assert stream.sample_aspect_ratio == (Fraction(4, 3) if rotation == 180 else Fraction(3, 4))
+        frame = next(film.decode(stream))
         assert frame.rotation == 0
     for turned in (np.asarray(seen[0]), next(read_frames(tmp_path / "out.mp4"))):
         assert np.abs(turned.astype(int) - upright).mean() < 4
@@ -194,6 +196,12 @@ def test_ctrl_c_in_the_terminal(tmp_path) -> None:
         process.kill()
     assert process.returncode == 130
     assert [path.name for path in tmp_path.iterdir()] == ["film.mp4"]
+
+
+def test_time_stamps_that_no_film_can_have_are_told(tmp_path, film, monkeypatch) -> None:
+    real = video._encodable
+    monkeypatch.setattr(video, "_encodable", lambda frame, base: real(replace(frame, pts=-frame.pts), base))
+    stopped(same, film, tmp_path / "out.mp4", InvalidInput, "is damaged: Invalid argument")
 
 
 def test_an_error_of_the_painter_is_told_and_leaves_nothing(tmp_path, film) -> None:
