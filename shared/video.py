@@ -111,6 +111,7 @@ def paint_video(
     Raises:
         InvalidInput: the file is no film that can be read, or its audio does not go into this kind of file.
         EngineUnavailable: the extra ``video`` is not installed, or its FFmpeg lacks the encoder.
+        OSError: the output cannot be written.
     """
     kind = container(output)
     av = _av()

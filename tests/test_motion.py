@@ -108,3 +108,10 @@ def test_another_scene_is_not_followed() -> None:
     assert (trusted > 0.5).mean() < LEAST_FOLLOWED
     _, trusted = followed(picture(1), noisy(picture(1), 0))
     assert (trusted > 0.5).mean() > 0.95
+
+
+def test_what_came_in_is_not_trusted_at_all() -> None:
+    wide = picture(width=160)
+    _, trusted = followed(wide[:, 20:148], wide[:, 10:138])
+    assert (trusted[:, :5] == 0).mean() > 0.8
+    assert trusted[16:-16, 24:-16].mean() > 0.8
