@@ -130,6 +130,7 @@ def paint_video(
         made.metadata.update(film.metadata)
         if recipe:
             made.metadata["comment"] = ", ".join(f"{name}: {value}" for name, value in recipe.items())
+        made.start_encoding()  # a file or an encoder that cannot be opened is told before anything is painted
         decoded = stack.enter_context(prefetched(_decoded(film, video, layout)))
         painted = stack.enter_context(prefetched(_painted(decoded, paint, steadier)))
         for item in painted:

@@ -187,9 +187,9 @@ def test_ctrl_c_in_the_terminal(tmp_path) -> None:
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
         deadline = time.monotonic() + 60
-        while not list(tmp_path.glob(".*.part")) and time.monotonic() < deadline:
+        while not (begun := list(tmp_path.glob(".*.part"))) and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.05)
-        assert list(tmp_path.glob(".*.part")), "it has not begun"
+        assert begun, f"it has not begun: {process.returncode}, {process.stderr.read() if process.returncode else ''}"
         process.send_signal(signal.SIGINT)
         assert process.communicate(timeout=60)[1].strip() == "interrupted"
     finally:
