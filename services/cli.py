@@ -7,6 +7,7 @@ import logging
 import os
 import socket
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,10 +18,13 @@ from rich.table import Table
 
 from services import keys_command
 from services.optimize_command import ADAIN, load_decoder, load_encoder
+from services.stylize_command import OWN_LIMITS, Painter, find_fast_model, painter, stylize_folder, stylize_video
+from shared import video
 from shared import weights as weights_library
-from shared.console import console, explain_errors, notices, stages
+from shared.console import EXIT_INCOMPLETE, console, explain_errors, notices, stages
 from shared.errors import InvalidInput, WeightsUnavailable
-from shared.images import FORMATS, DecodeLimits
+from shared.images import FORMATS_BY_SUFFIX
+from shared.motion import STEADY
 
 if TYPE_CHECKING:
     from shared.fast_models import ModelLibrary
@@ -36,8 +40,6 @@ app = typer.Typer(
 weights = typer.Typer(help="The pretrained networks: fetch, list, verify.", no_args_is_help=True)
 app.add_typer(weights, name="weights")
 app.add_typer(keys_command.app, name="keys")
-
-PICTURE_SUFFIXES = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
 
 Output = Annotated[Path, typer.Option("--output", "-o", help="Where to write the picture: .png, .jpg or .webp.")]
 Size = Annotated[int | None, typer.Option(help="Longer side in pixels.", min=64, max=16384)]
@@ -192,26 +194,72 @@ def paint(
 @app.command()
 @explain_errors
 def stylize(
-    picture: Annotated[Path, typer.Argument(help="The picture to paint.")],
+    picture: Annotated[Path, typer.Argument(help="What to paint: a picture, a folder of pictures, or a video.")],
     style: Annotated[str, typer.Option(help="A slug (see `lienzo models`), a model's folder, or a style picture.")],
-    output: Output,
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            help="Where to write: .png, .jpg or .webp; for a folder, a folder; for a video, .mp4, .mkv or .webm.",
+        ),
+    ],
     size: Size = None,
     engine: Engine = "auto",
     strength: Strength = 1.0,
     preserve_color: PreserveColor = False,
     steps: Annotated[int, typer.Option(help="Steps of the optimiser, for a style picture.")] = 150,
+    again: Annotated[
+        bool, typer.Option("--again", help="Of a folder, paint anew also what is there, painted alike.")
+    ] = False,
+    steady: Annotated[
+        float | None,
+        typer.Option(
+            help=f"Of a video: 0 paints each frame for itself, 1 flickers least; {STEADY:g} if left out.", min=0, max=1
+        ),
+    ] = None,
     models: Models = None,
     device: Device = "auto",
     engine_provider: EngineProvider = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Paint a picture in a fast style; in the style of a picture where STYLE is one.
+    """Paint a picture, a folder of pictures or a video in a fast style, or in the style of a picture.
 
-    A style picture is optimised, which takes its time, or with `--engine instant` painted in one pass.
+    A picture in a style picture's manner is optimised, which takes its time, or with `--engine instant` painted in one
+    pass; folders and videos always are.
+
+    Examples:
+
+    `lienzo stylize photo.jpg --style great-wave -o wave.png`
+
+    `lienzo stylize holidays/ --style painting.jpg --size 1024 -o painted/` (sub-folders too; once more, and only what
+    is new or changed is painted; what cannot be read is named at the end, with exit code 1)
+
+    `lienzo stylize clip.mp4 --style great-wave --size 640 --steady 0.8 -o wave.mp4` (sound and time stamps are kept;
+    needs `pip install 'lienzo[video]'`)
     """
-    from shared.fast_models import SHIPPED, SLUG, FastModel, ModelLibrary, read_card
     from shared.fast_painting import paint_fast
 
+    kind = _kind(picture, output)
+    for given, name, its in ((again, "again", "folder"), (steady is not None, "steady", "video")):
+        if given and kind != its:
+            raise InvalidInput(f"--{name} is for a {its}, but '{picture}' is a {kind}.", field=name)
+    if kind != "picture":
+        many = painter(
+            style,
+            engine=engine,
+            size=size,
+            strength=strength,
+            preserve_color=preserve_color,
+            models=models,
+            device=device,
+            engine_provider=engine_provider,
+        )
+        if kind == "folder":
+            _stylize_folder(picture, output, many, size, again, as_json)
+        else:
+            _stylize_video(picture, output, many, size, STEADY if steady is None else steady, as_json)
+        return
     format = _format(output)
     path = Path(style)
     if path.is_file():
@@ -231,16 +279,7 @@ def stylize(
             as_json=as_json,
         )
         return
-    if path.is_dir():
-        model = FastModel(path, read_card(path), device, engine_provider)
-    elif not SLUG.fullmatch(style):
-        raise InvalidInput(
-            f"'{style}' is no file, no folder, and no slug of a style.",
-            hint="Name a picture, a model's folder, or a style that `lienzo models` lists.",
-            field="style",
-        )
-    else:
-        model = ModelLibrary((SHIPPED, *(models or ())), device=device, engine=engine_provider)[style]
+    model = find_fast_model(style, models, device, engine_provider)
     _check_engine(engine, "a fast style is painted by", "auto", "fast")
     recipe = {"Software": "Lienzo", "Style": model.card.slug, "Engine": "fast"}
     data = _read(picture)
@@ -253,8 +292,7 @@ def stylize(
             preserve_color=preserve_color,
             format=format,
             recipe=recipe,
-            # The picture is the caller's own, and so is the machine.
-            limits=DecodeLimits(max_pixels=400_000_000, max_bytes=2**31),
+            limits=OWN_LIMITS,
             on_strip=lambda done, total: progress("painting in strips", done, total),
         )
     _write(output, painting.data)
@@ -629,6 +667,39 @@ def _check_engine(engine: str, what: str, *engines: str) -> None:
         raise InvalidInput(f"engine is '{engine}', but {what} {', '.join(engines)}.", field="engine")
 
 
+def _kind(source: Path, output: Path) -> str:
+    """What is to be painted: ``folder``, ``video`` or ``picture``; of a video, that it can be written is checked."""
+    if source.is_dir():
+        return "folder"
+    if source.suffix.lower() in video.SUFFIXES or output.suffix.lower() in video.CONTAINERS:
+        video.container(output)
+        _check_place(output)
+        return "video"
+    return "picture"
+
+
+def _stylize_folder(folder: Path, output: Path, many: Painter, size: int | None, again: bool, as_json: bool) -> None:
+    began = time.perf_counter()
+    made = stylize_folder(folder, output, many, size=size, again=again)
+    facts = {"output": str(output), "style": many.recipe["Style"], "engine": many.recipe["Engine"]}
+    facts |= {"provider": many.provider()} if made.painted else {}
+    facts |= {"painted": made.painted, "skipped": made.skipped, "failed": dict(made.failures)}
+    _report(facts | {"seconds": {"all": round(time.perf_counter() - began, 4)}}, as_json)
+    for name, reason in made.failures:
+        notices.print(f"not painted: {name}: {reason}", style="red", markup=False, highlight=False, soft_wrap=True)
+    if made.failures:
+        raise typer.Exit(EXIT_INCOMPLETE)
+
+
+def _stylize_video(source: Path, output: Path, many: Painter, size: int | None, steady: float, as_json: bool) -> None:
+    began = time.perf_counter()
+    made = stylize_video(source, output, many, size=size, steady=steady)
+    seconds = time.perf_counter() - began
+    facts = {"output": str(output), "style": many.recipe["Style"], "engine": many.recipe["Engine"]}
+    facts |= {"provider": many.provider(), **made, "frames_per_second": round(made["frames"] / seconds, 3)}
+    _report(facts | {"seconds": {"all": round(seconds, 4)}}, as_json)
+
+
 def _stylize_instantly(
     content: Path,
     style: Path,
@@ -707,18 +778,22 @@ def _starting_picture(
 
 def _format(output: Path) -> str:
     """The picture format that the output's ending names, checked before any work is done."""
-    format = PICTURE_SUFFIXES.get(output.suffix.lower())
-    if format not in FORMATS:
+    format = FORMATS_BY_SUFFIX.get(output.suffix.lower())
+    if format is None:
         raise InvalidInput(
             f"'{output}' ends in no picture format that is written.",
-            hint=f"End it in {', '.join(PICTURE_SUFFIXES)}.",
+            hint=f"End it in {', '.join(FORMATS_BY_SUFFIX)}.",
             field="output",
         )
+    _check_place(output)
+    return format
+
+
+def _check_place(output: Path) -> None:
     if not output.parent.is_dir():
         raise InvalidInput(f"the folder '{output.parent}' does not exist.", hint="Create it first.", field="output")
     if output.is_dir():
         raise InvalidInput(f"'{output}' is a folder.", hint="Name a file.", field="output")
-    return format
 
 
 def _read(path: Path) -> bytes:

@@ -26,6 +26,9 @@ console = Console()
 notices = Console(stderr=True)
 """Progress and errors go here, so that results can be piped."""
 
+EXIT_INCOMPLETE = 1
+"""Some of what was asked for is done; the rest was named."""
+
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
 

@@ -39,6 +39,9 @@ logger = logging.getLogger(__name__)
 #: What :func:`encode` writes: name of the format to its media type.
 FORMATS: dict[str, str] = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
 
+#: The same formats by a file's ending.
+FORMATS_BY_SUFFIX: dict[str, str] = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
+
 
 @dataclass(frozen=True)
 class DecodeLimits:
@@ -163,6 +166,20 @@ def encode(
             field="format",
         ) from error
     return out.getvalue()
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """What :func:`encode` wrote about a picture, from its header; empty where that is nothing, or not to be read."""
+    try:
+        # What it says is only compared, and no pixel is decoded.
+        with Image.open(path, formats=tuple(FORMATS)) as picture:
+            if picture.format == "PNG":
+                return {key: value for key, value in picture.info.items() if isinstance(value, str)}
+            told = json.loads(picture.getexif().get(Tag.ImageDescription, "{}"))
+    except Exception as error:  # Pillow raises anything on a damaged file
+        logger.info("no metadata of %s: %s", path, error)
+        return {}
+    return told if isinstance(told, dict) else {}
 
 
 def resize(picture: Image.Image, longer_side: int) -> Image.Image:

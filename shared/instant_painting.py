@@ -71,16 +71,49 @@ def paint_instantly(
     """
     watch = Stopwatch()
     files = [(style, 1.0)] if isinstance(style, bytes) else list(style)
-    weights = [weight for _, weight in files]
+    content_picture = decode(content, limits=limits, longer_side=size)
+    styles = [(decode_style(data, content_picture.size, limits), weight) for data, weight in files]
+    watch.lap("decode")
+    painted = paint_picture(
+        encoder, decoder, content_picture, styles, strength=strength, preserve_color=preserve_color, watch=watch
+    )
+    data = encode(painted, format, metadata=dict(recipe or {}))
+    watch.lap("encode")
+    return EncodedPainting(data, watch.seconds)
+
+
+def decode_style(data: bytes, content: tuple[int, int], limits: DecodeLimits = DEFAULT_LIMITS) -> Image.Image:
+    """An encoded style picture at the size at which a content of that width and height takes its statistics.
+
+    Raises:
+        PictureError: the bytes are no picture that can be read.
+    """
+    least, most = STYLE_SIDES
+    return decode(data, limits=limits, longer_side=min(max(*content, least), most))
+
+
+def paint_picture(
+    encoder: Encoder,
+    decoder: AdaINDecoder,
+    content: Image.Image,
+    styles: Sequence[tuple[Image.Image, float]],
+    *,
+    strength: float = 1.0,
+    preserve_color: bool = False,
+    watch: Stopwatch | None = None,
+) -> Image.Image:
+    """:func:`paint_instantly` for pictures that are decoded already, styles with a weight each.
+
+    Args:
+        watch: gets the laps ``network`` and ``finish``.
+    """
+    watch = watch or Stopwatch()
+    pictures, weights = [picture for picture, _ in styles], [weight for _, weight in styles]
     if not (all(0 <= weight < math.inf for weight in weights) and sum(weights) > 0):
         raise InvalidInput(
             f"the weights of the styles are {weights}.", hint="Give each 0 or more, one of them more.", field="style"
         )
-    content_picture = decode(content, limits=limits, longer_side=size)
-    least, most = STYLE_SIDES
-    style_side = min(max(*content_picture.size, least), most)
-    pictures = [decode(data, limits=limits, longer_side=style_side) for data, _ in files]
-    for picture, name in ((content_picture, "picture"), *((each, "style picture") for each in pictures)):
+    for picture, name in ((content, "picture"), *((each, "style picture") for each in pictures)):
         if min(picture.size) < SMALLEST_SIDE:
             raise InvalidInput(
                 f"the {name} would be {picture.width}×{picture.height} pixels; each side must have at least "
@@ -88,23 +121,20 @@ def paint_instantly(
                 hint="Ask for a larger size, or crop the picture.",
                 field="size",
             )
-    watch.lap("decode")
-    styles = [
-        (to_tensor(picture).to(encoder.device), weight) for picture, weight in zip(pictures, weights, strict=True)
-    ]
     painted = to_picture(
         paint_by_statistics(
-            encoder, decoder, to_tensor(content_picture).to(encoder.device), styles, strength=SHARE, margin=MARGIN
+            encoder,
+            decoder,
+            to_tensor(content).to(encoder.device),
+            [(to_tensor(picture).to(encoder.device), weight) for picture, weight in styles],
+            strength=SHARE,
+            margin=MARGIN,
         )
     )
     watch.lap("network")
-    painted = finish(
-        _coloured(painted, pictures, weights), content_picture, strength=strength, preserve_color=preserve_color
-    )
+    painted = finish(_coloured(painted, pictures, weights), content, strength=strength, preserve_color=preserve_color)
     watch.lap("finish")
-    data = encode(painted, format, metadata=dict(recipe or {}))
-    watch.lap("encode")
-    return EncodedPainting(data, watch.seconds)
+    return painted
 
 
 def _coloured(painted: Image.Image, styles: Sequence[Image.Image], weights: Sequence[float]) -> Image.Image:

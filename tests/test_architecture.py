@@ -21,6 +21,7 @@ COMMAND_LINES = {
     "services/cli.py",
     "services/keys_command.py",
     "services/optimize_command.py",
+    "services/stylize_command.py",
     "training/bench_command.py",
     "training/cli.py",
     "training/clusters_command.py",

@@ -516,7 +516,7 @@ def test_a_network_or_a_precision_that_does_not_exist_is_told_with_those_that_do
 
     monkeypatch.setattr(weights, "load", fail)
     for options, complaint in (
-        (["--encoder", "alexnet"], "vgg19, vgg19-torchvision, vgg16, resnet50."),
+        (["--encoder", "alexnet"], "vgg19, vgg19-torchvision, vgg16, resnet50, resnet152."),
         (["--pooling", "median"], "max, average."),
         (["--precision", "float16"], "auto, float32, bfloat16."),
         (["--encoder", "resnet50", "--style-layers", "relu1_1"], "relu1, pool1, layer1_1"),

@@ -403,6 +403,69 @@ def compare(
     _measure_serving([*contenders, Contender(PEER, count)], size or [256, 512, 1024], rounds, json_path, plot_path)
 
 
+@app.command("video")
+@explain_errors
+def video(
+    size: Sizes = None,
+    steady: Annotated[list[float] | None, typer.Option(help="Steadiness, beside 0; repeatable.", min=0, max=1)] = None,
+    style: Annotated[str, typer.Option(help="A shipped style's slug.")] = "great-wave",
+    frames: Annotated[int, typer.Option(help="Of the film.", min=8, max=100)] = 24,
+    noise: Annotated[float, typer.Option(help="Of the film, in levels of 255.", min=0, max=50)] = 4.0,
+    gallery: GalleryOption = "met",
+    picture: Annotated[
+        list[str] | None, typer.Option(help="Ids of the picture that is panned and of the one that slides.")
+    ] = None,
+    keep: Annotated[Path | None, typer.Option(help="Keep the films in this folder, to look at.")] = None,
+    json_path: JsonOption = None,
+) -> None:
+    """What a painted film costs and how it flickers, frame by frame and steadied along the optical flow.
+
+    The film is made here: a picture of the gallery panned and zoomed, another sliding over it, noise.
+
+    Example: `lienzo-train bench video --size 320 --size 854 --keep films/ --json video.json`
+    """
+    import tempfile
+
+    from shared.fast_models import ModelLibrary
+    from shared.galleries import open_gallery
+    from shared.images import decode
+    from shared.motion import STEADY
+    from training.bench import machine
+    from training.video_bench import MovingPictures, video_costs
+
+    facts = machine(_device("cpu"))
+    model = ModelLibrary(device="cpu")[style]
+    opened = open_gallery(gallery)
+    chosen = [opened.by_id(each) for each in picture] if picture else opened.pictures[:2]
+    if len(chosen) != 2:
+        raise InvalidInput(f"{len(chosen)} pictures were chosen, expected two.", field="picture")
+    pictures = [decode(each.path) for each in chosen]
+    sizes, steadies = size or [320, 854], steady or [STEADY]
+    costs = []
+    with tempfile.TemporaryDirectory() as temporary, bar("frames", len(sizes) * (len(steadies) + 1) * frames) as update:
+        turns = iter(range(1, len(sizes) * (len(steadies) + 1) * frames + 1))
+        for each in sizes:
+            folder = (keep or Path(temporary)) / str(each)
+            folder.mkdir(parents=True, exist_ok=True)
+            film = MovingPictures.of(pictures, each, frames, noise)
+            costs += video_costs(model, film, steadies, folder, on_frame=lambda: update(next(turns)))
+    columns = ("size", "steady", "frames a second", "CPU ms a frame", "flicker", "sharpness", "ghost")
+    table = Table(*columns, title=f"{facts['processor']}, {model.provider}, {style}")
+    for cost in costs:
+        table.add_row(
+            "{}×{}".format(*cost.size),
+            f"{cost.steady:g}",
+            f"{cost.per_second:.2f}",
+            f"{1e3 * cost.cpu_seconds:.0f}",
+            f"{cost.flicker:.2f} (film {cost.film_flicker:.2f})",
+            f"{cost.sharpness:.3f}",
+            f"{cost.ghost:.2f} (elsewhere {cost.elsewhere:.2f})",
+        )
+    console.print(table)
+    what = {"style": style, "provider": model.provider, "noise": noise, "costs": [dataclasses.asdict(c) for c in costs]}
+    write_json(json_path, {"machine": facts, **what})
+
+
 def _measure_serving(
     contenders: Sequence[Any], sizes: list[int], rounds: int, json_path: Path | None, plot_path: Path | None
 ) -> None:
