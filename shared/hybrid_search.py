@@ -22,7 +22,7 @@ from shared.text_search import Match, TextIndex, check_k, content_words, nearest
 
 log = logging.getLogger(__name__)
 
-WEIGHTS: Mapping[str, float] = {"words": 0.6, "sentences": 0.4, "pictures": 0.3}
+WEIGHTS: Mapping[str, float] = {"words": 0.6, "sentences": 0.4, "pictures": 0.4}
 """Of each similarity in the mean; those of parts that are not installed do not count."""
 
 MIN_SIMILARITY = 0.175
