@@ -145,7 +145,14 @@ class StyleCard(Card):
     model_config = _example(
         slug=EXAMPLE_STYLE,
         name="The Great Wave",
-        styles=[{"title": "The Great Wave off Kanagawa", "artist": "Katsushika Hokusai", "source": "public domain"}],
+        styles=[
+            {
+                "title": "The Great Wave off Kanagawa",
+                "artist": "Katsushika Hokusai",
+                "source": "public domain",
+                "sha256": "311e6dad41945589324f8d043950ae64c03a2716f273ab598a31445f3d0fd99c",
+            }
+        ],
         cluster={
             "id": EXAMPLE_STYLE,
             "style_space": "aca687d6dbc01587",

@@ -114,7 +114,7 @@ def server_url(server_process) -> str:
 def small_server(vgg19_weights, tmp_path_factory) -> Iterator[Server]:
     """`lienzo serve` with small limits, for very many requests: nothing that it paints takes long."""
     limits = {
-        "SIZE": 64, "MAX_SIZE": 96, "MAX_OPTIMIZE_SIZE": 64, "STEPS": 2, "MAX_STEPS": 100, "OPTIMIZE_SECONDS": 1,
+        "SIZE": 64, "MAX_SIZE": 96, "MAX_OPTIMIZE_SIZE": 64, "STEPS": 2, "MAX_STEPS": 200, "OPTIMIZE_SECONDS": 3,
         "WAIT": 0.2,
     }  # fmt: skip
     environment = {f"LIENZO_{name}": str(limit) for name, limit in limits.items()}

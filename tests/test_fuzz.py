@@ -19,6 +19,7 @@ from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
 from schemathesis.core.failures import Failure, FailureGroup
 from schemathesis.specs.openapi import checks as openapi
+from schemathesis.transport.serialization import Binary
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200)]
 
@@ -37,11 +38,12 @@ schemathesis.openapi.format("binary", st.sampled_from(_UPLOADS) | st.binary(max_
 
 
 @pytest.fixture(scope="module")
-def known(small_server) -> dict[str, list[str]]:
+def known(small_server) -> dict[str, list[object]]:
     """Values that mean something to this server, by the parameter or field that takes them."""
     client = httpx.Client(base_url=small_server.url, timeout=60)
     slug = client.get("/v1/styles").json()[0]["slug"]
-    job = client.post("/v1/optimize", files={"image": pictures.corpus()["png"]}, data={"style": GALLERY[0]}).json()
+    picture = pictures.corpus()["png"]
+    job = client.post("/v1/optimize", files={"image": picture}, data={"style": GALLERY[0]}).json()
     return {
         "id": [job["id"], *GALLERY],
         "slug": [slug],
@@ -49,6 +51,8 @@ def known(small_server) -> dict[str, list[str]]:
         "style_id": [slug, *GALLERY],
         "content_id": GALLERY,
         "title": ["boat", "a portrait of a woman"],
+        "image": [Binary(picture)],
+        "style_image": [Binary(picture)],
     }
 
 
@@ -94,10 +98,10 @@ def test_every_answer_to_generated_requests_is_one_that_is_documented(small_serv
     assert {200, 202, 404, 415, 422} <= set(statuses), "cases get through to every part"
 
 
-def _make_meaningful(values: dict[str, object], known: dict[str, list[str]], data: st.DataObject) -> None:
+def _make_meaningful(values: dict[str, object], known: dict[str, list[object]], data: st.DataObject) -> None:
     """Put something that exists in the place of half the names, or nearly every case would end at a name unknown."""
     for name in sorted(values.keys() & known):
         if data.draw(st.booleans()):
             values[name] = data.draw(st.sampled_from(known[name]))
-            if name == "style":
+            if name == "style":  # one of the two, and only one
                 values.pop("style_image", None)
