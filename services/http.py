@@ -16,6 +16,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import FileResponse, HTMLResponse, PlainTextResponse
 from pydantic import ValidationError
+from pydantic.json_schema import SkipJsonSchema
 from starlette.datastructures import UploadFile as Upload
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartParser
@@ -111,6 +112,8 @@ _REFUSALS: dict[int | str, dict[str, Any]] = {
         503: "a part of the service does not answer",
     }.items()
 }
+# Readers of the document know uploads by this word, of OpenAPI 3.0, rather than by the media type, of 3.1.
+_BINARY = {"format": "binary"}
 _STYLE_QUERY_FORM = {
     "type": "object",
     "properties": {
@@ -190,9 +193,14 @@ def create_app(services: Callable[[], Services]) -> FastAPI:
     async def stylize(
         request: Request,
         gateway: Gateway,
-        image: Annotated[UploadFile, File(description="the picture to paint")],
-        style: Annotated[Id | None, Form(description="a fast style's slug or a gallery picture's id")] = None,
-        style_image: Annotated[UploadFile | None, File(description="or a style picture of one's own")] = None,
+        image: Annotated[UploadFile, File(description="the picture to paint", json_schema_extra=_BINARY)],
+        style: Annotated[
+            Id | SkipJsonSchema[None], Form(description="a fast style's slug or a gallery picture's id")
+        ] = None,
+        style_image: Annotated[
+            UploadFile | SkipJsonSchema[None],
+            File(description="or a style picture of one's own", json_schema_extra=_BINARY),
+        ] = None,
         size: Annotated[Size, Form()] = config.size,
         engine: Annotated[Engine, Form(description=ENGINES)] = "auto",
         strength: Annotated[Strength, Form()] = 1.0,
@@ -220,9 +228,12 @@ def create_app(services: Callable[[], Services]) -> FastAPI:
     async def optimize(
         request: Request,
         gateway: Gateway,
-        image: Annotated[UploadFile, File(description="the picture to paint")],
-        style: Annotated[Id | None, Form(description="a gallery picture's id")] = None,
-        style_image: Annotated[UploadFile | None, File(description="or a style picture of one's own")] = None,
+        image: Annotated[UploadFile, File(description="the picture to paint", json_schema_extra=_BINARY)],
+        style: Annotated[Id | SkipJsonSchema[None], Form(description="a gallery picture's id")] = None,
+        style_image: Annotated[
+            UploadFile | SkipJsonSchema[None],
+            File(description="or a style picture of one's own", json_schema_extra=_BINARY),
+        ] = None,
         size: Annotated[Size, Form()] = config.size,
         strength: Annotated[Strength, Form()] = 1.0,
         preserve_color: Annotated[PreserveColor, Form()] = False,

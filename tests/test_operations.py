@@ -17,6 +17,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import psutil
 import pytest
 from models import read_raw_card, write_card, write_negative
 from opentelemetry import context, propagate, trace
@@ -25,7 +26,7 @@ from starlette.datastructures import Headers
 from starlette.testclient import TestClient
 from typer.testing import CliRunner
 
-from services import access, engines, health, keys, logs, metrics, tracing
+from services import access, engines, health, keys, logs, memory, metrics, tracing
 from services.cli import app as command_line
 from services.http import create_app
 from services.keys import KeyRing, KeysUnreadable, TokenBucket
@@ -628,6 +629,28 @@ def test_a_corrupt_index_leaves_the_retriever_up_and_named(environment, tmp_path
         with pytest.raises(Unreachable, match=r"^the gallery index 'index.safetensors' cannot be read") as caught:
             ask()
         assert caught.value.code == "gallery_error"
+
+
+# What uploads leave behind
+
+
+def resident() -> int:
+    return psutil.Process().memory_info().rss
+
+
+def test_what_a_process_has_freed_is_handed_back(monkeypatch):
+    monkeypatch.setattr(memory, "LOOK_SECONDS", 0.05)
+    memory.keep_handing_back()
+    before = resident()
+    pieces = [bytearray(20_000) for _ in range(5_000)]  # too small to be mapped one by one
+    time.sleep(0.2)  # so that the thread has been here, and could have thought that this is what is needed
+    assert resident() > before + 90_000_000
+    kept = pieces.pop()  # and what lies above the freed ones keeps them
+    del pieces
+    until = time.monotonic() + 10
+    while resident() > before + memory.MOST_CHANGE and time.monotonic() < until:
+        time.sleep(0.05)
+    assert resident() <= before + memory.MOST_CHANGE and len(kept) == 20_000
 
 
 # Models that come and go
