@@ -11,6 +11,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
 import httpx
@@ -42,6 +43,12 @@ def client(small_server) -> Iterator[httpx.Client]:
 @pytest.fixture
 def slug(client) -> str:
     return client.get("/v1/styles").json()[0]["slug"]
+
+
+@pytest.fixture
+def pool() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(3) as pool:
+        yield pool
 
 
 def memory(server: Server) -> dict[str, int]:
@@ -79,23 +86,16 @@ def test_hostile_uploads_are_answered_at_once_and_leave_nothing_behind(small_ser
     print("slowest:", ", ".join(f"{name} {seconds[name]:.2f} s" for name in reversed(slowest)))
     assert seconds[slowest[-1]] < MOST_SECONDS and median < 1
 
-    def grown() -> dict[str, str]:
-        after = memory(small_server)
-        assert after.keys() == before.keys()
-        return {
-            name: f"{used / 1e6:.0f} to {after[name] / 1e6:.0f} MB"
-            for name, used in before.items()
-            if after[name] > 1.1 * used
-        }
-
     end = time.monotonic() + 30
-    while grown() and time.monotonic() < end:
+    while True:
+        after = memory(small_server)
+        grown = [name for name, used in before.items() if after[name] > 1.1 * used]
+        if not grown or time.monotonic() > end:
+            break
         time.sleep(0.5)
-    after = memory(small_server)
-    print(
-        "memory:", ", ".join(f"{name} {used / 1e6:.0f} to {after[name] / 1e6:.0f} MB" for name, used in before.items())
-    )
-    assert grown() == {}
+    told = (f"{name} {used / 1e6:.0f} to {after[name] / 1e6:.0f} MB" for name, used in before.items())
+    print("memory:", ", ".join(told))
+    assert grown == []
     assert client.get("/readyz").status_code == 200
 
 
@@ -136,7 +136,7 @@ def until(true: Callable[[], object], seconds: float = 60) -> None:
         time.sleep(0.02)
 
 
-def test_services_that_are_killed_under_load_return_and_lose_no_job(small_server, client, slug):
+def test_services_that_are_killed_under_load_return_and_lose_no_job(small_server, client, slug, pool):
     def attempts(address: str) -> int:
         """How often a painter began a job."""
         with closing(sqlite3.connect(small_server.log.parent / "state" / "jobs.sqlite3")) as db:
@@ -158,10 +158,11 @@ def test_services_that_are_killed_under_load_return_and_lose_no_job(small_server
     def found() -> httpx.Response:
         return client.post("/v1/retrieve/content", json={"title": "boat"})
 
-    expected, needs = {}, {"found": "Retriever", "stylized": "Stylizer"}
+    expected, told, needs = {}, {}, {"found": "Retriever", "stylized": "Stylizer"}
     for service in ("Retriever", "Stylizer", "Optimizer"):
         running, waiting = submit(200), submit(2)
         until(lambda address=running: client.get(address).json()["step"] > 0)
+        told[running] = pool.submit(lambda address=running: client.get(f"{address}/events").text)
         killed = small_server.workers()[service]
         with Load(stylized=stylized, found=found) as load:
             began = time.monotonic()
@@ -184,3 +185,6 @@ def test_services_that_are_killed_under_load_return_and_lose_no_job(small_server
         until(lambda address=address: state(address) == "done")
         assert client.get(f"{address}/result").status_code == 200
         assert attempts(address) == begun, "only the one that its painter died with is begun anew"
+        assert client.get(address).json()["losses"][0]["step"] == 1, "from its start"
+    assert all(events.result().count('"state":"done"') == 1 for events in told.values())
+    assert small_server.process.is_running() and "Traceback" not in small_server.log.read_text(errors="replace")
