@@ -7,6 +7,7 @@ import logging
 import os
 import socket
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,7 +18,7 @@ from rich.table import Table
 from services import keys_command
 from services.optimize_command import ADAIN, load_decoder, load_encoder
 from shared import weights as weights_library
-from shared.console import bar, console, explain_errors, notices, stages
+from shared.console import console, explain_errors, notices, stages
 from shared.errors import InvalidInput, WeightsUnavailable
 from shared.images import FORMATS, DecodeLimits
 
@@ -504,16 +505,40 @@ def _configure(
         if not folder.is_dir():
             raise InvalidInput(f"'{folder}' is not a folder.", hint="Name a folder of models.", field="models")
     if models:
-        os.environ["LIENZO_MODELS"] = os.pathsep.join(str(folder.resolve()) for folder in models)
+        os.environ["LIENZO_MODELS"] = os.pathsep.join(map(str, models))
     if gallery:
-        os.environ["LIENZO_GALLERY"] = gallery if gallery == "met" else str(Path(gallery).resolve())
+        os.environ["LIENZO_GALLERY"] = gallery
     if encoder:
-        from shared.image_encoders import absolute_spec
-
-        os.environ["LIENZO_STYLE_ENCODER"] = absolute_spec(encoder)
+        os.environ["LIENZO_STYLE_ENCODER"] = encoder
     if device != "auto":
         os.environ["LIENZO_DEVICE"] = device
     os.environ["LIENZO_ENGINE"] = engine_provider
+    _make_paths_absolute()
+
+
+def _make_paths_absolute() -> None:
+    """Make the paths among the settings absolute, whoever set them: the services run in another folder than this."""
+
+    def set_absolute(name: str, absolute: Callable[[str], str], *words: str) -> None:
+        if (value := os.environ.get(name)) and value not in words:
+            os.environ[name] = absolute(value)
+
+    def one(path: str) -> str:
+        return str(Path(path).absolute())
+
+    def each(paths: str) -> str:
+        return os.pathsep.join(one(path) for path in paths.split(os.pathsep) if path)
+
+    for name in ("GALLERY_INDEX", "EMBEDDING", "KEYS", "STATE", "CACHE", "WEIGHTS"):
+        set_absolute(f"LIENZO_{name}", one)
+    set_absolute("LIENZO_MODELS", each)
+    set_absolute("LIENZO_GALLERY", one, "met")
+    set_absolute("LIENZO_SENTENCES", one, "auto", "off")
+    set_absolute("LIENZO_INDEX_URI", lambda uri: uri if "://" in uri else one(uri))
+    if "LIENZO_STYLE_ENCODER" in os.environ:
+        from shared.image_encoders import absolute_spec  # it imports PyTorch
+
+        set_absolute("LIENZO_STYLE_ENCODER", absolute_spec)
 
 
 def _listenable(host: str, port: int) -> str:
@@ -550,6 +575,7 @@ def _prepare() -> ModelLibrary:
     from shared.devices import pick_device
     from shared.fast_models import ModelLibrary
     from shared.image_encoders import open_encoder
+    from shared.joint_embedding import JointEmbedding
     from shared.retrieval import SENTENCES, Retrieval, open_sentences
 
     config = settings()
@@ -579,6 +605,7 @@ def _prepare() -> ModelLibrary:
     )
     for refusal in library.refusals:
         notices.print(f"refused: {refusal.reason}", style="yellow", markup=False, soft_wrap=True)
+    sentences = open_sentences(config.sentences)
     with stages() as progress:
         retrieval = Retrieval.open(
             config.gallery,
@@ -587,7 +614,8 @@ def _prepare() -> ModelLibrary:
             index=config.gallery_index,
             uri=config.index_uri,
             cache=weights_library.cache_dir(),
-            sentences=open_sentences(config.sentences),
+            sentences=sentences,
+            embedding=config.embedding and JointEmbedding.load(config.embedding, sentences=sentences),
             progress=progress,
         )
     retrieval.close()  # one process at a time can have a file of Milvus Lite

@@ -19,7 +19,7 @@ _lock = threading.Lock()
 
 
 def limits() -> dict[str, int]:
-    """Most requests at once, by engine. The optimiser's own service limits itself."""
+    """Most requests at once, by engine. Of optimisations the store of the jobs takes only so many."""
     config = settings()
     return {"fast": config.fast_queue, "instant": config.instant_queue, RETRIEVAL: config.retrieval_queue}
 

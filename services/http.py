@@ -65,15 +65,8 @@ WEB = Path(__file__).parent / "web"
 # The documentation's scripts come from BentoML's own package: the page asks nobody else for anything.
 SWAGGER = Path(bentoml.__file__).parent / "_internal" / "server" / "static_content"
 MAX_THUMBNAIL = 1024
-_PICTURES = (
-    "/v1/pictures/",
-    "/v1/styles/",
-    "/v1/text_to_art",
-    "/v1/stylize",
-    "/v1/optimize",
-    "/v1/jobs/",
-    "/v1/styles/",
-)
+_PICTURES = ("/v1/pictures/", "/v1/styles/", "/v1/text_to_art", "/v1/stylize", "/v1/optimize", "/v1/jobs/")
+_OTHER_HEADERS = ("Location", "Preference-Applied", "Retry-After", "Server-Timing", "X-Request-ID")
 GALLERY_FORMATS = {
     "image/jpeg": rb"\xff\xd8",
     "image/png": rb"\x89PNG",
@@ -164,8 +157,8 @@ def create_app(services: Callable[[], Services]) -> FastAPI:
             CORSMiddleware,
             allow_origins=config.cors_origins,
             allow_methods=["GET", "POST", "DELETE"],
-            allow_headers=["Authorization", "Content-Type", "X-API-Key", "X-Request-ID"],
-            expose_headers=[*HEADERS, "Retry-After", "Server-Timing", "X-Request-ID"],
+            allow_headers=["Authorization", "Content-Type", "Last-Event-ID", "Prefer", "X-API-Key", "X-Request-ID"],
+            expose_headers=[*HEADERS, *_OTHER_HEADERS],
         )
     http_errors.install(app)
     app.state.services = services
@@ -492,7 +485,8 @@ def _kept(request: Request, decisive: bytes, picture: Callable[[], bytes]) -> Re
         decisive: what decides how the picture looks.
     """
     etag = f'"{hashlib.sha256(decisive).hexdigest()[:32]}"'
-    headers = {"ETag": etag, "Cache-Control": "public, max-age=86400"}
+    # Where a key is asked for, a cache that clients share must not answer those who have none.
+    headers = {"ETag": etag, "Cache-Control": f"{'public' if settings().keys is None else 'private'}, max-age=86400"}
     # Proxies that compress make an ETag weak.
     known = (tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(","))
     if etag in known:

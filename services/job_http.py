@@ -19,7 +19,7 @@ from starlette.concurrency import run_in_threadpool
 from services.access import running
 from services.jobs import Job, JobStore
 from services.pipeline import Outcome
-from services.responses import PAINTING, described, header_schemas, painting
+from services.responses import PAINTING, count_distances, described, header_schemas, painting
 from services.schemas import EXAMPLE_JOB, ErrorAnswer, ErrorBody, Id, JobLinks, JobStatus, LossPoint
 from services.settings import settings
 from shared.errors import NotFound
@@ -98,6 +98,7 @@ async def answer(
         LienzoError: whatever is wrong with the request, or the one that the job failed with.
     """
     outcome = await run_in_threadpool(commission)
+    count_distances(outcome)
     if outcome.order is None:
         return painting(outcome)
     wished = _wished(prefer)

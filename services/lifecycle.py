@@ -95,6 +95,9 @@ def _starter(name: str, gateway: str | None) -> Callable[[Any], None]:
             if gateway is None:
                 running.wait_until_none(seconds)
             else:
+                # At once: nobody waits for a job any more, and a step may take longer than the grace at the end.
+                if hasattr(service, "hand_back"):
+                    service.hand_back(seconds)
                 family.wait_for_gateway(seconds + _GRACE_SECONDS)
 
         end_gracefully(finish)

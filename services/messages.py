@@ -111,7 +111,6 @@ def call(method: Callable[..., Answer], **arguments: Any) -> Any:
 
     Raises:
         LienzoError: of the type that the method raised there.
-        Busy: the service is at its limit.
         TimedOut: the service took longer than it may.
         Unreachable: the service did not answer, or lacks what it needs.
     """
@@ -122,8 +121,6 @@ def call(method: Callable[..., Answer], **arguments: Any) -> Any:
             log.warning("a service closed the connection, and is asked once more: %r", error)
             answer = method(**arguments)
     except BentoMLException as error:
-        if error.error_code == 429:
-            raise Busy("too many paintings are being optimised.", hint="Try again in a minute.") from error
         if error.error_code == 504:
             raise TimedOut("it took too long.", hint="Ask for a smaller size, or try again later.") from error
         log.exception("a service failed")

@@ -61,10 +61,10 @@ class Optimizer:
             threading.Thread(target=self._until_it_works, name="revive", daemon=True).start()
 
     @bentoml.on_shutdown
-    def hand_back(self) -> None:
-        """Stop, and give the job that is being painted back to the queue."""
+    def hand_back(self, seconds: float | None = None) -> None:
+        """Stop, and give the job that is being painted back to the queue; see :meth:`Painter.stop`."""
         if self._painter is not None:
-            self._painter.stop()
+            self._painter.stop(seconds)
 
     def __is_ready__(self) -> bool:
         return self._painter is not None and self._painter.alive

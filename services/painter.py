@@ -52,11 +52,15 @@ class Painter:
     def start(self) -> None:
         self._thread.start()
 
-    def stop(self) -> None:
-        """End after the step that is being made, and give the job back to the queue."""
+    def stop(self, seconds: float | None = None) -> None:
+        """End after the step that is being made, and give the job back to the queue.
+
+        Args:
+            seconds: wait for that no longer; as long as it takes where not given.
+        """
         self._stop.set()
         if self._thread.is_alive():
-            self._thread.join()
+            self._thread.join(seconds)
 
     @property
     def alive(self) -> bool:

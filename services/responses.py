@@ -34,11 +34,15 @@ def painting(outcome: Outcome) -> Response:
     facts = {name: getattr(outcome, field) for name, field in HEADERS.items()}
     headers = {name: header(value) for name, value in facts.items() if value not in (None, "")}
     note(engine=outcome.engine, model=outcome.model if outcome.engine == "fast" else "")
+    headers["Server-Timing"] = ", ".join(f"{name};dur={1000 * spent:.1f}" for name, spent in outcome.seconds.items())
+    return Response(outcome.data, media_type=FORMATS[outcome.format], headers=headers)
+
+
+def count_distances(outcome: Outcome) -> None:
+    """Count how near what was chosen is; when it is chosen, since a job's painting may be fetched often or never."""
     for of in ("content", "style", "model"):
         if (distance := getattr(outcome, f"{of}_distance")) is not None:
             metrics.retrieval_distance.labels(of).observe(distance)
-    headers["Server-Timing"] = ", ".join(f"{name};dur={1000 * spent:.1f}" for name, spent in outcome.seconds.items())
-    return Response(outcome.data, media_type=FORMATS[outcome.format], headers=headers)
 
 
 def header(value: float | str) -> str:

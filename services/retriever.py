@@ -25,6 +25,7 @@ from shared.galleries import Picture
 from shared.image_encoders import open_encoder
 from shared.images import DecodeLimits, decode, encode, thumbnail
 from shared.instant_painting import paint_instantly
+from shared.joint_embedding import JointEmbedding
 from shared.retrieval import Retrieval, open_sentences
 from shared.text_search import Match
 
@@ -46,6 +47,7 @@ class Retriever:
         self._limits = DecodeLimits(max_pixels=config.max_pixels, max_bytes=config.max_body_bytes)
         self._device = pick_device(config.device)
         bound_gpu_memory(self._device, config.gpu_bytes)
+        sentences = open_sentences(config.sentences)
         self._retrieval = Retrieval.open(
             config.gallery,
             self._load_encoder,
@@ -53,7 +55,8 @@ class Retriever:
             index=config.gallery_index,
             uri=config.index_uri,
             cache=weights.cache_dir(),
-            sentences=open_sentences(config.sentences),
+            sentences=sentences,
+            embedding=config.embedding and JointEmbedding.load(config.embedding, sentences=sentences),
         )
         metrics.provider.labels("instant", str(self._device)).set(1)
         log.info("engine instant runs on %s", self._device)

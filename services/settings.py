@@ -43,6 +43,9 @@ class Settings(BaseSettings):
         default="style",
         description="what finds style pictures: `style`, `resnet152`, `resnet50`, `NETWORK.onnx`, or several by `+`",
     )
+    embedding: Path | None = Field(
+        default=None, description="joint embedding to find content by, see `lienzo-train embed`; the index must hold it"
+    )
     sentences: str = Field(
         default="auto",
         description="search by meaning too: `auto` (where `minilm` is here), `off`, or a sentence transformer's folder",
@@ -149,6 +152,11 @@ class Settings(BaseSettings):
     def state_folder(self) -> Path:
         """Where the optimisations are kept."""
         return self.state or user_state_path("lienzo")
+
+    @property
+    def request_seconds(self) -> float:
+        """What a request may take in all: its body, the search, the painting, each as long as it may."""
+        return self.body_seconds + self.retrieval_seconds + max(self.wait, self.fast_seconds, self.retrieval_seconds)
 
     @property
     def gpu_bytes(self) -> int | None:

@@ -76,7 +76,7 @@ class Stylizer:
         """The cards of all models with their files' sizes, the provider that runs them, and the folders refused."""
         models = [model for _, model in sorted(self._library.models.items())]
         return {
-            "cards": [model.card.model_dump(mode="json") | {"bytes": model.bytes} for model in models],
+            "cards": [model.card.model_dump(mode="json") | {"bytes": len(model.network)} for model in models],
             "provider": models[0].provider if models else "",
             # The reason without its path: an answer may leave the house.
             "refused": [refusal.folder.name for refusal in self._library.refusals],
@@ -126,7 +126,6 @@ def _warm(model: FastModel) -> None:
     """Open a model's session and paint once: the first painting takes longer than those after it."""
     began = time.perf_counter()
     try:
-        _ = model.bytes  # while its file is sure to be there
         model.paint(np.zeros((1, 3, *[max(64, model.card.min_side)] * 2), np.float32))
     except (EngineUnavailable, ModelRefused):
         raise

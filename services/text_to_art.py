@@ -50,8 +50,7 @@ class Direct:
         await (app if scope["type"] == "http" else self.bentoml)(scope, receive, send)
 
 
-# Beyond the wait for an optimisation there are the other services' answers to wait for.
-@bentoml.service(traffic={"timeout": settings().wait + 240}, image=bento_image())
+@bentoml.service(traffic={"timeout": settings().request_seconds}, image=bento_image())
 @bentoml.asgi_app(app, path="/")
 class TextToArt:
     """Text to art over the Retriever, the Stylizer and the Optimizer.
@@ -102,18 +101,23 @@ def _parts() -> health.Parts:
     return {dependency.on.name: dependency.on for dependency in TextToArt.dependencies.values()}
 
 
-def _check_device() -> None:
-    """Refuse to start where CUDA was asked for and one of the two that paint with it has none.
+def _check() -> None:
+    """Refuse to start where no job can be kept, or where CUDA or an engine that was asked for by name does not run.
+
+    Found by a service, the former would end its process, and the supervisor start it again without end.
 
     Raises:
         EngineUnavailable: the message names the library that is missing.
+        InvalidInput: the state folder cannot be used.
     """
     config = settings()
+    JobStore.of_settings()
     pick_device(config.device)
-    if config.device == "cuda":
-        for model in list(ModelLibrary(config.model_folders, device="cuda", engine=config.engine).models.values())[:1]:
+    if config.device == "cuda" or config.engine != "auto":
+        library = ModelLibrary(config.model_folders, device=config.device, engine=config.engine)
+        for model in list(library.models.values())[:1]:
             log.info("engine fast runs on %s", model.provider)
 
 
 TextToArt.add_asgi_middleware(Direct)
-lifecycle.equip(TextToArt, _check_device)
+lifecycle.equip(TextToArt, _check)

@@ -163,12 +163,16 @@ class FastModel:
     gpu_memory: int | None = None
 
     @cached_property
+    def network(self) -> bytes:
+        """The network's file, read once and kept: the folder may be removed, or filled with another network."""
+        return (self.folder / MODEL_FILE).read_bytes()
+
+    @cached_property
     def running(self) -> Engine:
         """The network on the engine that runs it."""
         from shared.graphs import quickened  # a tenth of a second that reading cards needs not
 
-        path = self.folder / MODEL_FILE
-        return self._open(quickened(path.read_bytes()))
+        return self._open(quickened(self.network))
 
     @cached_property
     def large(self) -> LargePainter:
@@ -179,12 +183,7 @@ class FastModel:
         """
         from shared.large_painting import LargePainter
 
-        return LargePainter((self.folder / MODEL_FILE).read_bytes(), self._open)
-
-    @cached_property
-    def bytes(self) -> int:
-        """Size of the network's file."""
-        return (self.folder / MODEL_FILE).stat().st_size
+        return LargePainter(self.network, self._open)
 
     def fits(self, pixels: int) -> bool:
         """Whether a picture of so many pixels is painted in one pass, within :data:`WHOLE_BYTES`."""

@@ -123,7 +123,7 @@ class HybridIndex:
     def __init__(
         self,
         words: TextIndex,
-        sentences: SentenceIndex,
+        sentences: SentenceIndex | None = None,
         joint: JointPictures | None = None,
         *,
         weights: Mapping[str, float] = WEIGHTS,
@@ -131,7 +131,8 @@ class HybridIndex:
     ):
         self.gallery = words.gallery
         self._words = words
-        self._parts = {"words": words, "sentences": sentences, **({} if joint is None else {"pictures": joint})}
+        parts = {"words": words, "sentences": sentences, "pictures": joint}
+        self._parts = {name: part for name, part in parts.items() if part is not None}
         self._weights = weights
         self._min_similarity = min_similarity
 

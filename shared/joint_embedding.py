@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 from scipy import sparse
@@ -22,6 +23,7 @@ from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS, CountVectorizer,
 
 from shared.errors import GalleryError, InvalidInput
 from shared.files import write_atomically
+from shared.gallery_index import ImageEncoder
 
 FORMAT = "1"
 WEIGHTS_FILE, CARD_FILE = "joint.safetensors", "joint.json"
@@ -316,6 +318,43 @@ class JointEmbedding:
         for name, side in self._sides.items():
             tensors |= {f"{name}.weight": side.weight, f"{name}.bias": side.bias}
         return {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+
+
+class JointEncoder:
+    """The picture side of a joint embedding, as what an index takes (:class:`shared.gallery_index.ImageEncoder`).
+
+    Args:
+        open_pictures: makes the encoder whose vectors the embedding reads, at the first picture: who only opens an
+            index needs no network.
+    """
+
+    name = "joint"
+
+    def __init__(self, embedding: JointEmbedding, open_pictures: Callable[[], ImageEncoder]):
+        self.embedding = embedding
+        self.fingerprint = embedding.fingerprint
+        self.dimensions = embedding.dimensions
+        self._open_pictures = open_pictures
+
+    def embed(self, pictures: Sequence[Image.Image]) -> np.ndarray:
+        """Pictures as points, ``[N, K]`` float32 of length 1.
+
+        Raises:
+            InvalidInput: the embedding was trained with another encoder.
+        """
+        return self.embedding.image(self._pictures.embed(pictures))
+
+    @cached_property
+    def _pictures(self) -> ImageEncoder:
+        expected, encoder = self.embedding.image_encoder, self._open_pictures()
+        if encoder.fingerprint != expected.fingerprint:
+            raise InvalidInput(
+                f"the joint embedding was trained with the image encoder {expected.name} ({expected.fingerprint}), "
+                f"not with {encoder.name} ({encoder.fingerprint}).",
+                hint="Name the one that it was trained with: joint:FOLDER@ENCODER.",
+                field="encoder",
+            )
+        return encoder
 
 
 def _checked(expected: EncoderName, given: SentenceEncoding | None, folder: Path) -> SentenceEncoding:

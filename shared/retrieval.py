@@ -17,6 +17,8 @@ from shared.errors import WeightsUnavailable
 from shared.galleries import Gallery, Picture, open_gallery
 from shared.gallery_index import GalleryIndex, ImageEncoder, Progress, open_index, space_name
 from shared.hybrid_search import HybridIndex, JointPictures, SentenceIndex
+from shared.image_encoders import open_encoder
+from shared.joint_embedding import JointEmbedding, JointEncoder
 from shared.sentence_encoder import SentenceEncoder
 from shared.style_space import StyleEncoder, StyleSpace
 from shared.text_search import Match, TextIndex
@@ -57,7 +59,7 @@ class Retrieval:
         uri: str | None = None,
         cache: Path | None = None,
         sentences: SentenceEncoder | None = None,
-        joint: JointPictures | None = None,
+        embedding: JointEmbedding | None = None,
         progress: Progress | None = None,
     ) -> Retrieval:
         """Read a gallery and its index; see :func:`shared.gallery_index.open_index` for where the index comes from.
@@ -66,7 +68,7 @@ class Retrieval:
             finder: the encoder in whose space style pictures are found; the style embedding where not given.
             index: folder of the gallery's index, in the style space and in the finder's.
             sentences: finds content by meaning too; by words alone where not given.
-            joint: the gallery's pictures in a space that texts lie in too, used beside ``sentences``.
+            embedding: finds content by what is in the pictures; the index holds them in its space.
 
         Raises:
             GalleryError: the gallery or its index cannot be used.
@@ -74,12 +76,14 @@ class Retrieval:
         opened, space = open_gallery(gallery), StyleSpace.load()
         style = StyleEncoder(space, encoder)
         finder = finder or style
-        spaces = {each.fingerprint: each for each in (style, finder)}.values()
+        joint = embedding and JointEncoder(embedding, lambda: open_encoder(embedding.image_encoder.name))
+        spaces = {each.fingerprint: each for each in (style, finder, joint) if each is not None}.values()
         found = open_index(opened, tuple(spaces), path=index, uri=uri, cache=cache, progress=progress)
         text: TextIndex | HybridIndex = TextIndex(opened)
-        if sentences is not None:
+        if sentences is not None or embedding is not None:
             tell = None if progress is None else partial(progress, "reading texts")
-            text = HybridIndex(text, SentenceIndex.open(opened, sentences, cache=cache, on_text=tell), joint)
+            meaning = sentences and SentenceIndex.open(opened, sentences, cache=cache, on_text=tell)
+            text = HybridIndex(text, meaning, embedding and joint_pictures(opened, found, embedding))
         return cls(opened, text, found, space, encoder, finder)
 
     def close(self) -> None:
@@ -131,6 +135,16 @@ class Retrieval:
     def _seen(self, picture_id: str) -> np.ndarray:
         """A picture of the gallery as the finder sees it."""
         return self.index.embedding(picture_id, space=space_name(self.finder))
+
+
+def joint_pictures(gallery: Gallery, index: GalleryIndex, embedding: JointEmbedding) -> JointPictures:
+    """A gallery's pictures in a joint space; one that the index lacks is near to no text."""
+    known = set(index.ids)
+    rows = np.zeros((len(gallery.pictures), embedding.dimensions), np.float32)
+    for row, picture in zip(rows, gallery.pictures, strict=True):
+        if picture.id in known:
+            row[:] = index.embedding(picture.id, space=JointEncoder.name)
+    return JointPictures(embedding, rows)
 
 
 def open_sentences(choice: str) -> SentenceEncoder | None:

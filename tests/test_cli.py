@@ -870,6 +870,31 @@ def test_numbers_are_read():
         assert refusal.value.field == "style_weights"
 
 
+def test_paths_among_the_settings_mean_the_folder_of_the_command(monkeypatch, tmp_path):
+    """As in the README: ``LIENZO_GALLERY_INDEX=paintings-index lienzo serve --gallery paintings/``."""
+    from services import cli
+
+    given = {
+        "MODELS": os.pathsep.join(["mine", "/theirs"]), "GALLERY": "met", "GALLERY_INDEX": "index", "KEYS": "keys.json",
+        "STATE": "state", "CACHE": "cache", "WEIGHTS": "weights", "SENTENCES": "auto", "INDEX_URI": "vectors.db",
+        "EMBEDDING": "joint", "STYLE_ENCODER": "style+net.onnx:pool", "ENGINE": "auto",
+    }  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    for name, value in given.items():
+        monkeypatch.setenv(f"LIENZO_{name}", value)
+    cli._configure(None, "paintings/", None, "auto", "auto")
+    found = {name: os.environ[f"LIENZO_{name}"].replace(str(tmp_path), "HERE") for name in given}
+    assert found == {
+        "MODELS": os.pathsep.join(["HERE/mine", "/theirs"]), "GALLERY": "HERE/paintings", "GALLERY_INDEX": "HERE/index",
+        "KEYS": "HERE/keys.json", "STATE": "HERE/state", "CACHE": "HERE/cache", "WEIGHTS": "HERE/weights",
+        "SENTENCES": "auto", "INDEX_URI": "HERE/vectors.db", "EMBEDDING": "HERE/joint",
+        "STYLE_ENCODER": "style+HERE/net.onnx:pool", "ENGINE": "auto",
+    }  # fmt: skip
+    monkeypatch.setenv("LIENZO_INDEX_URI", "http://localhost:19530")
+    cli._configure(None, "met", None, "auto", "auto")
+    assert (os.environ["LIENZO_INDEX_URI"], os.environ["LIENZO_GALLERY"]) == ("http://localhost:19530", "met")
+
+
 def test_without_the_sentence_transformer_words_alone_are_served(monkeypatch, tmp_path):
     """What would be downloaded cannot be: the service is prepared all the same, and says so."""
     from services import cli

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -10,7 +11,9 @@ import kubernetes_validate
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from prometheus_client.parser import text_string_to_metric_families
 
+from services import metrics
 from services.bento import bento_image
 from services.settings import Settings
 from shared.errors import InvalidInput
@@ -73,6 +76,7 @@ def test_the_pod_is_not_root_and_may_write_only_where_it_must(manifests):
     assert container["securityContext"]["capabilities"]["drop"] == ["ALL"]
     environment = {entry["name"]: entry["value"] for entry in container["env"]}
     assert settings_named(environment) <= known_settings()
+    assert environment["LIENZO_METRICS"] == "on", "the scraper and the autoscaler are not in the pod"
     written = [m["mountPath"] for m in container["volumeMounts"] if not m.get("readOnly")]
     for name in ("LIENZO_CACHE", "LIENZO_STATE", "BENTOML_HOME"):
         assert any(Path(environment[name]).is_relative_to(place) for place in written), name
@@ -98,6 +102,7 @@ def test_compose_runs_the_service_without_privileges_and_mounts_files_that_there
     assert lienzo["user"] == f"{USER}:{USER}" and lienzo["read_only"] and lienzo["cap_drop"] == ["ALL"]
     assert all(port.startswith("127.0.0.1:") for service in compose["services"].values() for port in service["ports"])
     assert settings_named(lienzo["environment"]) <= known_settings()
+    assert lienzo["environment"]["LIENZO_METRICS"] == "on", "Prometheus is not on the service's own machine"
     (gpu,) = documents("compose.gpu.yaml")
     assert settings_named(gpu["services"]["lienzo"]["environment"]) <= known_settings()
     for volume in compose["services"]["prometheus"]["volumes"]:
@@ -107,6 +112,20 @@ def test_compose_runs_the_service_without_privileges_and_mounts_files_that_there
     for file in prometheus["rule_files"]:
         assert (DEPLOY / "prometheus" / file).is_file()
     assert prometheus["scrape_configs"][0]["static_configs"][0]["targets"] == ["lienzo:3000"]
+
+
+def test_alerts_and_the_autoscaler_ask_for_metrics_that_there_are():
+    text = "".join((DEPLOY / name).read_text() for name in ("prometheus/alerts.yml", "kubernetes/lienzo.yaml"))
+    families = text_string_to_metric_families(metrics.joined({"test": metrics.exposition()}).decode())
+    known = {family.name.removesuffix("_total") for family in families}
+    (rules,) = yaml.safe_load((DEPLOY / "prometheus/alerts.yml").read_text())["groups"]
+    asked = set()
+    for rule in rules["rules"]:
+        assert rule["annotations"]["summary"] and rule["labels"]["severity"] in ("page", "ticket")
+        asked |= set(re.findall(r"lienzo_\w+", rule["expr"]))
+    asked |= set(re.findall(r"scraped (lienzo_\w+)\{", text))
+    assert len(asked) >= 6
+    assert {re.sub(r"_(total|bucket)$", "", name) for name in asked} <= known
 
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd-analyze is not installed")

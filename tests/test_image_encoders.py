@@ -302,9 +302,9 @@ def test_paths_become_absolute_and_names_stay(tmp_path, monkeypatch):
 def test_the_option_becomes_the_setting(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LIENZO_STYLE_ENCODER", "resnet50")
-    _configure(None, None, None, "auto")
+    _configure(None, None, None, "auto", "auto")
     assert os.environ["LIENZO_STYLE_ENCODER"] == "resnet50"
-    _configure(None, None, "a.onnx", "auto")
+    _configure(None, None, "a.onnx", "auto", "auto")
     assert os.environ["LIENZO_STYLE_ENCODER"] == str(tmp_path / "a.onnx")
 
 

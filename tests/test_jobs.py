@@ -517,6 +517,16 @@ def test_a_painter_that_is_stopped_hands_its_job_back(tmp_path, paints):
     store.cancel(id)
 
 
+def test_a_painter_is_waited_for_no_longer_than_one_likes(tmp_path, paints):
+    store, canvas = open_store(tmp_path), Canvas(pace=0.5)
+    id = submit(store, steps=500)
+    slow = paints(canvas)
+    until(lambda: store.job(id).state == "running")
+    slow.stop(0.01)
+    assert slow.alive and store.job(id).state == "running", "the step is not made yet"
+    until(lambda: store.job(id).state == "queued")
+
+
 def test_a_painter_keeps_the_claim_of_a_job_whose_steps_are_long(tmp_path, paints, monkeypatch):
     for module in (jobs, painter):
         monkeypatch.setattr(module, "LEASE_SECONDS", 0.4)

@@ -6,10 +6,13 @@ import json
 
 import numpy as np
 import pytest
+from models import write_extractor
+from PIL import Image
 from safetensors.numpy import load_file, save_file
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from shared.errors import GalleryError, InvalidInput
+from shared.errors import GalleryError, InvalidInput, NoMatch
+from shared.image_encoders import open_encoder
 from shared.joint_embedding import (
     CARD_FILE,
     WEIGHTS_FILE,
@@ -20,6 +23,8 @@ from shared.joint_embedding import (
     WordWeights,
     joined,
 )
+from shared.retrieval import Retrieval
+from training.index_command import build_index
 
 TEXTS = ["A boat on a river, a boat!", "The river by night", "Boats and a Rivière", "two dogs run by the river", ""]
 
@@ -165,3 +170,69 @@ def test_features_of_another_encoder_are_refused():
         embedding().image(np.zeros((2, 9)))
     with pytest.raises(InvalidInput, match="1 of title, 2 of description"):
         embedding().text(["one"], ["two", "three"])
+
+
+# Pictures found by what is in them
+
+
+COLOURS = {"bench": (230, 20, 20), "castle": (20, 230, 20), "harbour": (20, 20, 230)}
+
+
+@pytest.fixture
+def gallery(tmp_path):
+    """Three pictures whose titles do not say their colours."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for name, colour in COLOURS.items():
+        Image.new("RGB", (64, 48), colour).save(folder / f"{name}.png")
+    return folder
+
+
+@pytest.fixture
+def colours(tmp_path):
+    """An embedding that knows three words for colours, and the ONNX file whose vectors it reads; both in folders."""
+    extractor = write_extractor(tmp_path / "mean.onnx")
+    encoder = open_encoder(str(extractor), device="cpu")
+    vectors = encoder.embed([Image.new("RGB", (64, 48), colour) for colour in COLOURS.values()])
+    words = {"description": WordWeights(("blue", "green", "red"), np.ones(3, np.float32))}
+    texts = TextFeatures(words, None, 0, 1.0)
+    point = np.linalg.pinv(vectors.astype(np.float64)).T.astype(np.float32)  # the pictures become the unit vectors
+    text = Projection(np.eye(3, dtype=np.float32)[:, ::-1].copy(), np.zeros(3, np.float32), "none")
+    image = Projection(point, np.zeros(3, np.float32), "none")
+    joint = JointEmbedding(texts, text, image, EncoderName(encoder.name, encoder.fingerprint, encoder.dimensions))
+    joint.save(tmp_path / "joint")
+    return tmp_path / "joint", extractor
+
+
+def test_a_gallery_is_indexed_and_searched_by_what_its_pictures_show(gallery, colours, tmp_path, encoder):
+    folder, extractor = colours
+    _, changes = build_index(str(gallery), tmp_path / "index", encoders=["style", f"joint:{folder}@{extractor}"])
+    assert changes.added == 3
+    joint = JointEmbedding.load(folder)
+    found = Retrieval.open(gallery, lambda: encoder, index=tmp_path / "index", embedding=joint)
+    assert found.text.parts == ("words", "pictures")
+    for word, title in (("red", "Bench"), ("green", "Castle"), ("blue", "Harbour")):
+        assert found.content("", f"something {word}", 1)[0].picture.title == title
+    blind = Retrieval.open(gallery, lambda: encoder, index=tmp_path / "index")
+    with pytest.raises(NoMatch):
+        blind.content("", "something red", 1)
+
+
+def test_an_index_without_the_embeddings_space_or_of_another_one_is_refused(gallery, colours, tmp_path, encoder):
+    folder, extractor = colours
+    build_index(str(gallery), tmp_path / "index", encoders=["style"])
+    joint = JointEmbedding.load(folder)
+    with pytest.raises(GalleryError, match="no space 'joint'"):
+        Retrieval.open(gallery, lambda: encoder, index=tmp_path / "index", embedding=joint)
+    build_index(str(gallery), tmp_path / "index", encoders=[f"joint:{folder}@{extractor}"])
+    Retrieval.open(gallery, lambda: encoder, index=tmp_path / "index", embedding=joint)
+    other = embedding()
+    with pytest.raises(GalleryError, match=f"{joint.fingerprint}, expected {other.fingerprint}"):
+        Retrieval.open(gallery, lambda: encoder, index=tmp_path / "index", embedding=other)
+
+
+def test_an_embedding_takes_the_encoder_that_it_was_trained_with(gallery, colours, tmp_path):
+    folder, _ = colours
+    other = write_extractor(tmp_path / "other.onnx", shape=("m", 3, "h", "w"))
+    with pytest.raises(InvalidInput, match=r"trained with the image encoder mean.onnx .*, not with other.onnx"):
+        build_index(str(gallery), tmp_path / "index", encoders=[f"joint:{folder}@{other}"])

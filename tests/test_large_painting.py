@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 
 import numpy as np
 import pytest
@@ -86,6 +87,19 @@ def test_a_network_of_another_kind_is_refused(tmp_path):
     data = (write_negative(tmp_path, "negative") / MODEL_FILE).read_bytes()
     with pytest.raises(ModelRefused, match="cannot paint large pictures"):
         LargePainter(data, lambda graph: open_engine(graph))
+
+
+def test_a_model_that_is_replaced_or_removed_still_paints_large_pictures_itself(tmp_path):
+    folder = shutil.copytree(FOLDER, tmp_path / "udnie")
+    kept = FastModel(folder, read_card(folder), "cpu", "onnxruntime")
+    _ = kept.running  # as a service opens it when it takes the model
+    shutil.copy(SHIPPED / "the-scream" / MODEL_FILE, folder)
+    picture = strokes(64, 80)
+    assert np.abs(in_strips(picture, kept.large) - whole(picture, "onnxruntime")).max() <= 2
+    gone = FastModel(folder, kept.card, "cpu", "onnxruntime")
+    _ = gone.running
+    shutil.rmtree(folder)
+    assert in_strips(picture, gone.large).any()
 
 
 @pytest.mark.parametrize("options", [{}, {"strength": 0.5, "preserve_color": True}], ids=["plain", "finished"])

@@ -76,7 +76,7 @@ def test_a_process_that_is_not_there_is_named():
 @pytest.mark.slow
 def test_a_load_on_a_real_server(server_url, tmp_path):
     path = tmp_path / "load.json"
-    arguments = ["--url", server_url, "--clients", "8", "--seconds", "3", "--size", "64", "--steps", "3"]
+    arguments = ["--url", server_url, "--clients", "8", "--seconds", "3", "--size", "128", "--steps", "3"]
     result = run(app, ["bench", "http", *arguments, "--json", str(path)])
     assert result.exit_code == 0, result.output
     found = json.loads(path.read_text())
@@ -89,7 +89,7 @@ def test_a_load_on_a_real_server(server_url, tmp_path):
 @pytest.mark.slow
 def test_a_steady_load_on_a_real_server(server_url, server_process, tmp_path):
     path = tmp_path / "steady.json"
-    arguments = ["--url", server_url, "--duration", "3s", "--rate", "2", "--size", "64"]
+    arguments = ["--url", server_url, "--duration", "3s", "--rate", "2", "--size", "128"]
     result = run(app, ["bench", "steady", *arguments, "--pid", str(server_process.process.pid), "--json", str(path)])
     assert result.exit_code == 0, result.output
     found = json.loads(path.read_text())

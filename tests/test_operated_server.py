@@ -141,13 +141,14 @@ def test_a_server_with_keys_and_limits(fast_model, vgg19_weights, tmp_path):
 
 
 def test_a_server_that_lacks_its_index_stays_says_so_and_recovers(fast_model, vgg19_weights, tmp_path):
-    index = tmp_path / "index.safetensors"
-    index.write_bytes(b"nothing of the kind")
+    index = tmp_path / "the-index"
+    index.mkdir()
+    (index / "index.json").write_bytes(b"nothing of the kind")
     environment = {"LIENZO_GALLERY_INDEX": str(index), "LIENZO_DEVICE": "cpu"}
     with served(tmp_path, environment=environment, program="bentoml", probe="/livez") as server:
         client = httpx.Client(base_url=server.url, timeout=60)
         answer = until(lambda: (a := client.get("/readyz")).json()["error"]["code"] == "gallery_error" and a, 120)
-        assert answer.status_code == 503 and "index.safetensors" in answer.text and str(tmp_path) not in answer.text
+        assert answer.status_code == 503 and "the-index" in answer.text and str(tmp_path) not in answer.text
         assert int(answer.headers["retry-after"]) > 0
         searched = client.post("/v1/retrieve/content", json={"title": "boat"})
         assert (searched.status_code, searched.json()["error"]["code"]) == (503, "gallery_error")
@@ -155,7 +156,7 @@ def test_a_server_that_lacks_its_index_stays_says_so_and_recovers(fast_model, vg
         assert stylize(client, fast_model.card.slug).status_code == 200, "what needs no gallery works"
         workers = server.workers()
 
-        shutil.copy(INDEXES / "met.safetensors", index)
+        shutil.copytree(INDEXES / "met", index, dirs_exist_ok=True)
         until(lambda: client.get("/readyz").status_code == 200)
         assert client.post("/v1/retrieve/content", json={"title": "boat"}).status_code == 200
         assert {worker.pid for worker in server.workers().values()} == {worker.pid for worker in workers.values()}

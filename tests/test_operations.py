@@ -28,14 +28,16 @@ from starlette.datastructures import Headers
 from starlette.testclient import TestClient
 from typer.testing import CliRunner
 
-from services import access, engines, health, http_errors, keys, logs, memory, metrics, tracing
+from services import access, engines, health, http_errors, job_http, keys, lifecycle, logs, memory, metrics, tracing
 from services.cli import app as command_line
 from services.http import create_app
 from services.jobs import JobStore
 from services.keys import KeyRing, KeysUnreadable, TokenBucket
 from services.limits import BodyLimit
 from services.messages import Busy, TimedOut, Unreachable, answers, call
+from services.pipeline import Outcome
 from services.request_facts import Facts, current, note
+from services.responses import painting
 from services.retriever import Retriever
 from services.settings import settings
 from services.stylizer import Stylizer
@@ -119,6 +121,25 @@ def test_settings_that_contradict_each_other_or_say_nothing_are_refused(environm
     with pytest.raises(InvalidInput) as caught:
         settings()
     assert complaint in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_gateway_waits_for_the_longest_painting_and_starts_only_where_it_can_keep_jobs(environment, tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    environment(fast_seconds=900, body_seconds=10, state=tmp_path / "file" / "state")
+    # In a process of its own: the gateway changes the services that are behind it.
+    look = """
+from services import text_to_art
+from shared.errors import InvalidInput
+print(text_to_art.TextToArt.config["traffic"]["timeout"])
+try:
+    text_to_art._check()
+except InvalidInput as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", look], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    seconds, refused = done.stdout.strip().splitlines()
+    assert float(seconds) == 10 + 120 + 900
+    assert f"the state folder '{tmp_path}/file/state' cannot be used" in refused
 
 
 # Keys
@@ -234,6 +255,19 @@ def test_without_a_good_key_everything_but_the_page_and_the_probes_is_refused(gu
         assert client.get("/v1/styles", headers=headers).status_code == 200
 
 
+def test_pictures_behind_a_key_are_kept_by_the_client_alone(environment, tmp_path):
+    retriever = SimpleNamespace(picture=lambda picture_id: {"ok": {"data": b"\xff\xd8"}})
+    key = keys.add(tmp_path / "keys.json", "alice")
+
+    def kept() -> str:
+        client = TestClient(create_app(lambda: Gateway(retriever=retriever)))
+        return client.get("/v1/pictures/met-1", headers={"X-API-Key": key}).headers["cache-control"]
+
+    assert kept() == "public, max-age=86400"
+    environment(keys=tmp_path / "keys.json")
+    assert kept() == "private, max-age=86400"
+
+
 def test_a_key_asks_no_more_often_than_it_may(guarded):
     client, alice, bob = guarded
     assert [client.get("/v1/styles", headers={"X-API-Key": bob}).status_code for _ in range(3)] == [200, 200, 429]
@@ -249,15 +283,19 @@ def test_without_a_file_of_keys_everything_is_open(environment):
 
 def test_other_origins_may_ask_only_where_they_are_named(environment):
     ours, theirs = "https://gallery.example", "https://evil.example"
-    preflight = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
+    wanted = "authorization, last-event-id, prefer"
+    preflight = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": wanted}
     assert "access-control-allow-origin" not in client_of().get("/v1/styles", headers={"Origin": ours}).headers
     environment(cors_origins=f"{ours}, http://localhost:8080")
     client = client_of()
     allowed = client.get("/v1/styles", headers={"Origin": ours})
     assert allowed.headers["access-control-allow-origin"] == ours
-    assert "Lienzo-Engine" in allowed.headers["access-control-expose-headers"]
+    exposed = allowed.headers["access-control-expose-headers"].split(", ")
+    assert {"Lienzo-Engine", "Location", "Preference-Applied", "Retry-After"} <= set(exposed), "also what jobs need"
     asked = client.options("/v1/text_to_art", headers={"Origin": ours, **preflight})
-    assert asked.status_code == 200 and "authorization" in asked.headers["access-control-allow-headers"].lower()
+    assert asked.status_code == 200 and set(wanted.split(", ")) <= set(
+        asked.headers["access-control-allow-headers"].lower().split(", ")
+    )
     assert "access-control-allow-origin" not in client.get("/v1/styles", headers={"Origin": theirs}).headers
     assert client.options("/v1/text_to_art", headers={"Origin": theirs, **preflight}).status_code == 400
 
@@ -474,6 +512,20 @@ def formatted(formatter: logging.Formatter, message: str, *args: object, **extra
 HOSTILE = "a\nb\rc\x1b[31m\u2028d\x85e\x00"
 
 
+def test_a_job_goes_back_to_the_queue_before_the_gateway_is_waited_for(environment, monkeypatch):
+    environment(shutdown_seconds=7)
+    done, finishes = [], []
+    monkeypatch.setattr(lifecycle, "end_gracefully", finishes.append)
+    monkeypatch.setattr(lifecycle.Family, "watch", lambda self: None)
+    monkeypatch.setattr(lifecycle.Family, "wait_for_gateway", lambda self, seconds: done.append(("waited", seconds)))
+    optimizer = SimpleNamespace(hand_back=lambda seconds: done.append(("handed back", seconds)))
+    lifecycle._starter("Optimizer", "TextToArt")(optimizer)
+    lifecycle._starter("Stylizer", "TextToArt")(SimpleNamespace())
+    for finish in finishes:
+        finish()
+    assert done == [("handed back", 7), ("waited", 12), ("waited", 12)]
+
+
 def test_json_lines_are_one_object_each_with_the_request():
     token = logs.request_id.set("abc")
     try:
@@ -512,6 +564,15 @@ def test_notes_outside_of_a_request_go_nowhere():
 
 
 # Metrics
+
+
+def test_a_distance_is_counted_once_however_often_its_painting_is_fetched():
+    before = counted_here("lienzo_retrieval_distance_count", of="content")
+    outcome = Outcome("png", engine="optimize", content_distance=0.25)
+    asyncio.run(job_http.answer(None, None, lambda: outcome, prefer=None, wait=0))
+    for _ in range(2):
+        painting(outcome)
+    assert counted_here("lienzo_retrieval_distance_count", of="content") == before + 1
 
 
 def test_metrics_of_several_processes_are_joined_and_the_missing_named():
@@ -603,8 +664,8 @@ def test_a_service_that_lacks_something_stays_says_so_and_tries_again(flawed, mo
 
 
 def test_reasons_are_told_without_this_machines_folders():
-    told = health.without_folders("the index '/var/lib/x y/met.safetensors' and /a/b.json: see https://a.org/b, 1/2.")
-    assert told == "the index 'met.safetensors' and b.json: see https://a.org/b, 1/2."
+    told = health.without_folders("the index '/var/lib/x y/met' and /a/b.json: see https://a.org/b, 1/2.")
+    assert told == "the index 'met' and b.json: see https://a.org/b, 1/2."
 
 
 def test_a_retriever_is_ready_only_with_its_pictures_and_weights(monkeypatch, tmp_path):

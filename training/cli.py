@@ -339,8 +339,8 @@ def index(
     encoder: Annotated[
         list[str] | None,
         typer.Option(
-            help="What to embed pictures by: style, resnet152, resnet50 or FILE.onnx[:OUTPUT]; repeatable. "
-            "'style' if left out."
+            help="What to embed pictures by: style, resnet152, resnet50, FILE.onnx[:OUTPUT], or joint:FOLDER[@ENCODER] "
+            "for an embedding of lienzo-train embed; repeatable. 'style' if left out."
         ),
     ] = None,
     index_uri: Annotated[

@@ -6,10 +6,8 @@ import hashlib
 import json
 import logging
 import math
-import os
-from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -29,6 +27,7 @@ from shared.errors import GalleryError, InvalidInput
 from shared.fast_models import LONGEST_SLUG, SLUG, slugged
 from shared.files import write_atomically
 from shared.galleries import Gallery, Picture
+from shared.gallery_index import read_ahead
 from shared.images import decode
 from shared.sheets import Panel, draw_sheet
 from shared.style_space import LONGER_SIDE, StyleSpace
@@ -226,7 +225,7 @@ def embed_gallery(
     if on_picture is not None and done:
         on_picture(done, total)
     try:
-        with closing(_decoded_ahead([gallery.pictures[i].path for i in todo])) as decoded:
+        with closing(read_ahead(_decoded, [gallery.pictures[i].path for i in todo])) as decoded:
             for i, picture in zip(todo, decoded, strict=True):
                 if isinstance(picture, str):
                     reasons[i] = picture
@@ -500,30 +499,9 @@ def _key(gallery: Gallery, picture: Picture) -> str:
     return hashlib.sha256(json.dumps([gallery.name, picture.id, *version]).encode()).hexdigest()[:32]
 
 
-def _decoded_ahead(paths: Sequence[Path]) -> Iterator[Image.Image | str]:
-    """The pictures in order, at the size that embeddings are made at; in place of an unreadable one, the reason."""
-    workers = min(8, os.cpu_count() or 1)
-    with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
-        waiting: deque[Future[Image.Image | str]] = deque()
-        try:
-            for path in paths:
-                waiting.append(pool.submit(_decoded, path))
-                if len(waiting) > 4 * workers:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
-
-
-def _decoded(path: Path) -> Image.Image | str:
-    try:
-        return decode(path, longer_side=LONGER_SIDE)
-    except InvalidInput as error:
-        return error.message
-    except OSError as error:
-        return str(error)
+def _decoded(path: Path) -> Image.Image:
+    """A picture at the size that embeddings are made at."""
+    return decode(path, longer_side=LONGER_SIDE)
 
 
 # Clustering

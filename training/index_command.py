@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,10 +22,14 @@ from shared.galleries import Gallery, Picture, open_gallery
 from shared.gallery_index import Changes, Embedded, ImageEncoder, embed_here, embed_pictures, update_index
 from shared.image_encoders import absolute_spec, open_encoder
 from shared.images import decode
+from shared.joint_embedding import JointEmbedding, JointEncoder
+from shared.retrieval import open_sentences
 from shared.style_space import StyleSpace, style_statistics
 from training.ray_tasks import check_engine, run_on_ray
 
 log = logging.getLogger(__name__)
+
+_JOINT = re.compile(r"joint:([^@]+)(?:@(.+))?", re.DOTALL)
 
 
 def fit_space(galleries: list[str], output: Path, *, dimensions: int, whitening: float) -> StyleSpace:
@@ -76,7 +81,7 @@ def build_index(
     """
     check_engine(engine, workers)
     gallery = open_gallery(spec)
-    made = {spec: image_encoder(spec, device) for spec in map(absolute_spec, encoders)}
+    made = {spec: image_encoder(spec, device) for spec in map(_absolute, encoders)}
     specs = {encoder.fingerprint: spec for spec, encoder in made.items()}
     embed = embed_here if engine == "local" else partial(_embed_on_ray, specs=specs, workers=workers, device=device)
     with stages() as progress:
@@ -84,9 +89,23 @@ def build_index(
     return gallery, changes
 
 
+def _absolute(spec: str) -> str:
+    """``spec`` as another process takes it, which may run in another folder."""
+    if joint := _JOINT.fullmatch(spec):
+        return f"joint:{Path(joint[1]).absolute()}" + (f"@{absolute_spec(joint[2])}" if joint[2] else "")
+    return absolute_spec(spec)
+
+
 @cache
 def image_encoder(spec: str, device: str = "auto") -> ImageEncoder:
-    """The encoder that ``spec`` names; one for each process and device, since each holds a network."""
+    """The encoder that ``spec`` names; one for each process and device, since each holds a network.
+
+    Beside the specs of :mod:`shared.image_encoders` there is ``joint:FOLDER[@ENCODER]``: the space of a joint
+    embedding, with the encoder that it was trained with where its name alone does not find it.
+    """
+    if joint := _JOINT.fullmatch(spec):
+        embedding = JointEmbedding.load(Path(joint[1]), sentences=open_sentences("auto"))
+        return JointEncoder(embedding, lambda: image_encoder(joint[2] or embedding.image_encoder.name, device))
     with stages() as progress:
         return open_encoder(spec, device=device, vgg19=lambda: vgg19_encoder(device), progress=progress)
 

@@ -22,7 +22,7 @@ WORDS = (
     "a boat trip on a sunny day", "a woman with a fan", "flowers in a vase", "a stormy sea", "horses at a fair",
     "an old man reading", "a dance in a garden", "the crucifixion", "a wheat field with cypresses", "two cats",
 )  # fmt: skip
-"""What the clients ask for, in turns."""
+"""What the clients ask for, in turns, as far as the gallery has it."""
 
 _PERCENTILES = (50, 95, 99)
 
@@ -63,6 +63,7 @@ class Target:
         style: id of a gallery picture, for the jobs.
         size: longer side of the paintings in pixels.
         steps: of each job's optimiser.
+        words: what is asked for.
     """
 
     url: str
@@ -71,6 +72,7 @@ class Target:
     size: int = 256
     steps: int = 60
     key: str = ""
+    words: tuple[str, ...] = WORDS
 
     def client(self, connections: int) -> httpx.AsyncClient:
         """A client for so many requests at once."""
@@ -81,7 +83,7 @@ class Target:
 
 async def fast_requests(target: Target, clients: int, seconds: float, answers: Answers) -> None:
     """So many clients that have the fast path paint, for so long."""
-    words = itertools.cycle(WORDS)
+    words = itertools.cycle(target.words)
 
     async def once(http: httpx.AsyncClient) -> httpx.Response:
         body = {"title": next(words), "style_id": target.slug, "engine": "fast", "size": target.size}
@@ -93,7 +95,7 @@ async def fast_requests(target: Target, clients: int, seconds: float, answers: A
 async def job_requests(target: Target, clients: int, seconds: float, answers: Answers) -> list[str]:
     """So many clients that submit jobs and come back when they are told to; the ids of the accepted ones."""
     accepted: list[str] = []
-    words = itertools.cycle(WORDS)
+    words = itertools.cycle(target.words)
 
     async def once(http: httpx.AsyncClient) -> httpx.Response:
         body = {"title": next(words), "style_id": target.style, "engine": "optimize"}
@@ -135,11 +137,18 @@ async def cancel(target: Target, jobs: Sequence[str]) -> Counter[str]:
 
 
 async def choose(url: str, *, size: int, steps: int, key: str = "") -> Target:
-    """A target with the service's first fast style, and the style picture nearest to its first find."""
+    """A target with the service's first fast style, its first find as the jobs' style, and words that find something.
+
+    Raises:
+        RuntimeError: none of :data:`WORDS` finds anything.
+    """
     async with Target(url, "", "", key=key).client(1) as http:
         styles = (await http.get("/v1/styles")).raise_for_status().json()
-        found = (await http.post("/v1/retrieve/content", json={"title": WORDS[0], "k": 1})).raise_for_status().json()
-    return Target(url, styles[0]["slug"], found[0]["id"], size, steps, key)
+        found = {words: await http.post("/v1/retrieve/content", json={"title": words, "k": 1}) for words in WORDS}
+    found = {words: answer.json()[0]["id"] for words, answer in found.items() if answer.is_success}
+    if not found:
+        raise RuntimeError("its gallery has nothing of what would be asked for")
+    return Target(url, styles[0]["slug"], next(iter(found.values())), size, steps, key, tuple(found))
 
 
 async def steady(
@@ -157,7 +166,7 @@ async def steady(
         memory: seconds since the start and bytes are appended, about every ten seconds.
         on_second: called with the seconds that have passed.
     """
-    words, began, running = itertools.cycle(WORDS), time.monotonic(), set()
+    words, began, running = itertools.cycle(target.words), time.monotonic(), set()
     async with target.client(64) as http:
 
         async def once() -> None:

@@ -127,7 +127,7 @@ def steady(
 def _target(url: str, size: int, steps: int, key: str) -> load.Target:
     try:
         return asyncio.run(load.choose(url, size=size, steps=steps, key=key))
-    except (httpx.HTTPError, httpx.InvalidURL, IndexError, KeyError) as error:
+    except (httpx.HTTPError, httpx.InvalidURL, IndexError, KeyError, RuntimeError) as error:
         raise InvalidInput(
             f"no Lienzo service answers at {url}: {error}.", hint="Start one with `lienzo serve`.", field="url"
         ) from error

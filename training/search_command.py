@@ -13,6 +13,7 @@ from rich.table import Table
 
 from shared import weights
 from shared.console import bar, console, explain_errors, stages
+from shared.errors import InvalidInput
 from shared.files import write_atomically
 
 
@@ -27,17 +28,26 @@ def tune_search(
     ] = None,
     gallery: Annotated[str, typer.Option(help="'met' or a folder of pictures.")] = "met",
     sentences: Annotated[Path | None, typer.Option(help="A sentence transformer's folder; minilm if left out.")] = None,
+    embedding: Annotated[
+        Path | None, typer.Option(help="A joint embedding's folder, to search by pictures too; needs --index.")
+    ] = None,
+    index_folder: Annotated[
+        Path | None, typer.Option("--index", help="The gallery's index, with the embedding's space.")
+    ] = None,
     json_path: Annotated[Path | None, typer.Option("--json", help="Write everything here too.")] = None,
 ) -> None:
-    """Measure the content search by words, by sentences and by both, and find the weights and the threshold.
+    """Measure the content search by each of its parts and by all, and find the weights and the threshold.
 
     The row "tuned" is five-fold cross-validation: no query is searched with weights that it helped to choose.
 
     Example: `lienzo-train tune-search --queries everyday.json --elsewhere nonsense.json`
     """
     from shared.galleries import open_gallery
+    from shared.gallery_index import GalleryIndex
     from shared.hybrid_search import MIN_SIMILARITY, WEIGHTS, HybridIndex, SentenceIndex, mean_similarity
-    from shared.retrieval import SENTENCES
+    from shared.image_encoders import open_encoder
+    from shared.joint_embedding import JointEmbedding, JointEncoder
+    from shared.retrieval import SENTENCES, joint_pictures
     from shared.sentence_encoder import SentenceEncoder
     from shared.text_search import TextIndex
     from training import search_tuning
@@ -53,7 +63,18 @@ def tune_search(
         meaning = SentenceIndex.open(
             opened, SentenceEncoder.open(sentences), cache=weights.cache_dir(), on_text=lambda *done: update(*done)
         )
-    index = HybridIndex(words, meaning)
+    joint = None
+    if embedding is not None:
+        if index_folder is None:
+            raise InvalidInput(
+                "an embedding needs the gallery's index in its space.",
+                hint="Make one with lienzo-train index --encoder joint:FOLDER, and name it with --index.",
+                field="index",
+            )
+        loaded = JointEmbedding.load(embedding, sentences=meaning.encoder)
+        space = JointEncoder(loaded, lambda: open_encoder(loaded.image_encoder.name))
+        joint = joint_pictures(opened, GalleryIndex.open(index_folder, opened, [space]), loaded)
+    index = HybridIndex(words, meaning, joint)
 
     def similarities(titles_and_descriptions: list[tuple[str, str]]) -> dict[str, np.ndarray]:
         found = []
