@@ -205,7 +205,8 @@ def create_app(services: Callable[[], Services]) -> FastAPI:
     ) -> Response:
         """Paint an uploaded picture in a fast style, in a gallery picture's style, or in that of an uploaded one.
 
-        An optimisation that takes too long to wait for is answered 202, with the address of its job.
+        An optimisation that takes too long to wait for is answered 202, with the address of its job. An empty part of
+        the form counts as left out.
         """
         brush = Brush(size, engine, strength, preserve_color, steps, seed, format)
         commission = _commission(gateway, image, style, style_image, brush)

