@@ -97,7 +97,7 @@ def test_every_answer_to_generated_requests_is_one_that_is_documented(small_serv
     assert failures == {}, "\n\n".join(failures.values())
     assert statuses.total() >= request.config.getoption("--fuzz-cases")
     assert set(asked) == {operation.label for operation in operations}
-    assert {200, 202, 404, 415, 422} <= set(statuses), "cases get through to every part"
+    assert {200, 404, 422} <= set(statuses), "cases get through to every part"
 
 
 def _make_meaningful(values: dict[str, object], known: dict[str, list[object]], data: st.DataObject) -> None:
