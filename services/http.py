@@ -16,6 +16,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import FileResponse, HTMLResponse, PlainTextResponse
 from pydantic import ValidationError
+from pydantic.json_schema import SkipJsonSchema
 from starlette.datastructures import UploadFile as Upload
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartParser
@@ -33,9 +34,11 @@ from services.keys import KeyRing
 from services.limits import CONTENT_SECURITY_POLICY, BodyLimit, CompressTexts, SecurityHeaders
 from services.messages import Unreachable, call
 from services.pipeline import Brush, Outcome, Services, Style
-from services.responses import HEADERS, described
+from services.responses import HEADERS, PAINTING, described, header_schemas
 from services.schemas import (
     ENGINES,
+    EXAMPLE_PICTURE,
+    EXAMPLE_STYLE,
     ContentQuery,
     Engine,
     ErrorAnswer,
@@ -64,10 +67,30 @@ SWAGGER = Path(bentoml.__file__).parent / "_internal" / "server" / "static_conte
 MAX_THUMBNAIL = 1024
 _PICTURES = ("/v1/pictures/", "/v1/styles/", "/v1/text_to_art", "/v1/stylize", "/v1/optimize", "/v1/jobs/")
 _OTHER_HEADERS = ("Location", "Preference-Applied", "Retry-After", "Server-Timing", "X-Request-ID")
+GALLERY_FORMATS = {
+    "image/jpeg": rb"\xff\xd8",
+    "image/png": rb"\x89PNG",
+    "image/webp": rb"(?s:RIFF....WEBP)",
+    "image/gif": rb"GIF8",
+    "image/bmp": rb"BM",
+    "image/tiff": rb"II\*\0|MM\0\*",
+}
+"""How files of each media type begin, of those that a gallery may hold."""
 _METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 
+_RETRY_AFTER = {"Retry-After": {"type": "integer", "minimum": 1}}
+_REFUSAL_HEADERS: dict[int, dict[str, Any]] = {
+    401: {"WWW-Authenticate": {"type": "string"}},
+    405: {"Allow": {"type": "string"}},
+    429: _RETRY_AFTER,
+    503: _RETRY_AFTER,
+}
 _REFUSALS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorAnswer, "description": description}
+    status: {
+        "model": ErrorAnswer,
+        "description": description,
+        "headers": header_schemas(**_REFUSAL_HEADERS.get(status, {})),
+    }
     for status, description in {
         400: "the request cannot be read",
         401: "an API key is needed",
@@ -82,6 +105,8 @@ _REFUSALS: dict[int | str, dict[str, Any]] = {
         503: "a part of the service does not answer",
     }.items()
 }
+# Readers of the document know uploads by this word, of OpenAPI 3.0, rather than by the media type, of 3.1.
+_BINARY = {"format": "binary"}
 _STYLE_QUERY_FORM = {
     "type": "object",
     "properties": {
@@ -92,7 +117,11 @@ _STYLE_QUERY_FORM = {
 }
 
 
-PAINTED = described() | COMMISSIONED
+PAINTED = described(**PAINTING) | COMMISSIONED
+_KEPT = {"ETag": {"type": "string", "pattern": '^"[0-9a-f]{32}"$'}, "Cache-Control": {"type": "string"}}
+_UNCHANGED: dict[int | str, dict[str, Any]] = {
+    304: {"description": "the client has it: If-None-Match names it", "headers": header_schemas(**_KEPT)}
+}
 
 
 async def _services(request: Request) -> Services:  # as a plain function it would wait for a thread
@@ -147,13 +176,24 @@ def create_app(services: Callable[[], Services]) -> FastAPI:
 
         return await answer(request, gateway.jobs, commission, prefer=prefer, wait=config.wait)
 
-    @app.post("/v1/stylize", tags=["painting"], response_class=Response, responses=PAINTED)
+    @app.post(
+        "/v1/stylize",
+        tags=["painting"],
+        response_class=Response,
+        responses=PAINTED,
+        openapi_extra=_form_like(image="photo.jpg", style=EXAMPLE_STYLE, size=config.size),
+    )
     async def stylize(
         request: Request,
         gateway: Gateway,
-        image: Annotated[UploadFile, File(description="the picture to paint")],
-        style: Annotated[Id | None, Form(description="a fast style's slug or a gallery picture's id")] = None,
-        style_image: Annotated[UploadFile | None, File(description="or a style picture of one's own")] = None,
+        image: Annotated[UploadFile, File(description="the picture to paint", json_schema_extra=_BINARY)],
+        style: Annotated[
+            Id | SkipJsonSchema[None], Form(description="a fast style's slug or a gallery picture's id")
+        ] = None,
+        style_image: Annotated[
+            UploadFile | SkipJsonSchema[None],
+            File(description="or a style picture of one's own", json_schema_extra=_BINARY),
+        ] = None,
         size: Annotated[Size, Form()] = config.size,
         engine: Annotated[Engine, Form(description=ENGINES)] = "auto",
         strength: Annotated[Strength, Form()] = 1.0,
@@ -165,19 +205,29 @@ def create_app(services: Callable[[], Services]) -> FastAPI:
     ) -> Response:
         """Paint an uploaded picture in a fast style, in a gallery picture's style, or in that of an uploaded one.
 
-        An optimisation that takes too long to wait for is answered 202, with the address of its job.
+        An optimisation that takes too long to wait for is answered 202, with the address of its job. An empty part of
+        the form counts as left out.
         """
         brush = Brush(size, engine, strength, preserve_color, steps, seed, format)
         commission = _commission(gateway, image, style, style_image, brush)
         return await answer(request, gateway.jobs, commission, prefer=prefer, wait=config.wait)
 
-    @app.post("/v1/optimize", tags=["painting"], response_class=Response, responses=PAINTED)
+    @app.post(
+        "/v1/optimize",
+        tags=["painting"],
+        response_class=Response,
+        responses=PAINTED,
+        openapi_extra=_form_like(image="photo.jpg", style=EXAMPLE_PICTURE, size=config.size, steps=config.steps),
+    )
     async def optimize(
         request: Request,
         gateway: Gateway,
-        image: Annotated[UploadFile, File(description="the picture to paint")],
-        style: Annotated[Id | None, Form(description="a gallery picture's id")] = None,
-        style_image: Annotated[UploadFile | None, File(description="or a style picture of one's own")] = None,
+        image: Annotated[UploadFile, File(description="the picture to paint", json_schema_extra=_BINARY)],
+        style: Annotated[Id | SkipJsonSchema[None], Form(description="a gallery picture's id")] = None,
+        style_image: Annotated[
+            UploadFile | SkipJsonSchema[None],
+            File(description="or a style picture of one's own", json_schema_extra=_BINARY),
+        ] = None,
         size: Annotated[Size, Form()] = config.size,
         strength: Annotated[Strength, Form()] = 1.0,
         preserve_color: Annotated[PreserveColor, Form()] = False,
@@ -210,9 +260,12 @@ def create_app(services: Callable[[], Services]) -> FastAPI:
                 "content": {
                     "application/json": {
                         "schema": StyleQuery.model_json_schema(),
-                        "example": {"content_id": "met-436947", "k": 5},
+                        "example": {"content_id": EXAMPLE_PICTURE, "k": 5},
                     },
-                    "multipart/form-data": {"schema": _STYLE_QUERY_FORM},
+                    "multipart/form-data": {
+                        "schema": _STYLE_QUERY_FORM,
+                        "example": {"image": "painting.jpg", "k": 5},
+                    },
                 },
             }
         },
@@ -234,24 +287,34 @@ def create_app(services: Callable[[], Services]) -> FastAPI:
         return [StyleCard.model_validate(card) for card in call(gateway.stylizer.styles)["cards"]]
 
     @app.get(
-        "/v1/styles/{slug}/example", tags=["catalogue"], response_class=Response, responses=described("image/jpeg")
+        "/v1/styles/{slug}/example",
+        tags=["catalogue"],
+        response_class=Response,
+        responses=described("image/jpeg", **_KEPT) | _UNCHANGED,
     )
     def example(
         request: Request,
         gateway: Gateway,
-        slug: Annotated[Id, PathParameter(description="a fast style's slug")],
-        content_id: Annotated[Id | None, Query(description="a gallery picture; the first if left out")] = None,
+        slug: Annotated[Id, PathParameter(description="a fast style's slug", examples=[EXAMPLE_STYLE])],
+        content_id: Annotated[
+            Id | None, Query(description="a gallery picture; the first if left out", examples=[EXAMPLE_PICTURE])
+        ] = None,
         size: Annotated[int, Query(ge=64, le=MAX_THUMBNAIL, description="longer side")] = 320,
     ) -> Response:
         """What a fast style makes of a gallery picture, as a JPEG."""
         found = pipeline.example(gateway, slug, content_id, size)
         return _kept(request, found.fingerprint.encode(), found.paint)
 
-    @app.get("/v1/pictures/{id}", tags=["catalogue"], response_class=Response, responses=described())
+    @app.get(
+        "/v1/pictures/{id}",
+        tags=["catalogue"],
+        response_class=Response,
+        responses=described(*GALLERY_FORMATS, **_KEPT) | _UNCHANGED,
+    )
     def picture(
         request: Request,
         gateway: Gateway,
-        id: Annotated[Id, PathParameter(description="a gallery picture's id")],
+        id: Annotated[Id, PathParameter(description="a gallery picture's id", examples=[EXAMPLE_PICTURE])],
         size: Annotated[
             int | None,
             Query(ge=16, le=MAX_THUMBNAIL, description="reduce the longer side to this; the original if left out"),
@@ -389,6 +452,11 @@ async def _style_query(request: Request) -> tuple[StyleQuery, bytes | None]:
     return query, picture
 
 
+def _form_like(**fields: object) -> dict[str, Any]:
+    """An example of a form, for the documentation."""
+    return {"requestBody": {"content": {"multipart/form-data": {"example": fields}}}}
+
+
 def _commission(
     gateway: Services, image: UploadFile, style: str | None, style_image: UploadFile | None, brush: Brush
 ) -> Callable[[], Outcome]:
@@ -434,7 +502,6 @@ def _match(row: Mapping[str, Any]) -> PictureMatch:
 
 
 def _media_type(data: bytes) -> str:
-    signatures = {b"\xff\xd8": "image/jpeg", b"\x89PNG": "image/png", b"GIF8": "image/gif", b"BM": "image/bmp"}
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return "image/webp"
-    return next((media for start, media in signatures.items() if data.startswith(start)), "application/octet-stream")
+    return next(
+        (media for media, start in GALLERY_FORMATS.items() if re.match(start, data)), "application/octet-stream"
+    )

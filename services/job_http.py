@@ -19,8 +19,8 @@ from starlette.concurrency import run_in_threadpool
 from services.access import running
 from services.jobs import Job, JobStore
 from services.pipeline import Outcome
-from services.responses import count_distances, described, painting
-from services.schemas import ErrorAnswer, ErrorBody, Id, JobLinks, JobStatus, LossPoint
+from services.responses import PAINTING, count_distances, described, header_schemas, painting
+from services.schemas import EXAMPLE_JOB, ErrorAnswer, ErrorBody, Id, JobLinks, JobStatus, LossPoint
 from services.settings import settings
 from shared.errors import NotFound
 from shared.images import DecodeLimits
@@ -36,7 +36,7 @@ COMMISSIONED: dict[int | str, dict[str, Any]] = {
     202: {
         "model": JobStatus,
         "description": "not painted yet: a job, whose address is in Location",
-        "headers": {"Location": {"schema": {"type": "string"}}},
+        "headers": header_schemas(Location={"type": "string", "pattern": "^/v1/jobs/"}),
     }
 }
 Prefer = Annotated[
@@ -45,13 +45,33 @@ Prefer = Annotated[
         description="`wait=N`: answer 202 with the job's address after N seconds (RFC 7240); `respond-async`: at once"
     ),
 ]
-JobId = Annotated[Id, PathParameter(description="a job's id")]
+JobId = Annotated[Id, PathParameter(description="a job's id", examples=[EXAMPLE_JOB])]
 
 _FACTS = ("content", "content_title", "style", "style_title", "content_distance", "style_distance")
 _FACTS += ("engine", "model", "model_distance", "format", "seconds")
 _JOB = "/v1/jobs/{id}"
 _GONE: dict[int | str, dict[str, Any]] = {
     410: {"model": ErrorAnswer, "description": "the job expired or was cancelled"}
+}
+# OpenAPI 3.1 has no word of its own for the schema of one event.
+_EVENT = {
+    "type": "object",
+    "properties": {
+        "id": {"type": "string", "description": "for the header Last-Event-ID"},
+        "event": {"enum": ["state", "progress"]},
+        "data": {
+            "type": "string",
+            "contentMediaType": "application/json",
+            "contentSchema": {"$ref": "#/components/schemas/JobStatus"},
+        },
+    },
+}
+_EVENTS: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "events, each like this",
+        "content": {"text/event-stream": {"schema": _EVENT}},
+    },
+    204: {"description": "nothing comes any more after the last event that the client has"},
 }
 
 
@@ -112,7 +132,7 @@ def add_job_routes(app: FastAPI) -> None:
         """Cancel a job; the optimiser stops at its next step. One that has ended stays as it is."""
         return status(jobs.cancel(id))
 
-    @app.get(f"{_JOB}/result", tags=["jobs"], response_class=Response, responses=described() | _GONE)
+    @app.get(f"{_JOB}/result", tags=["jobs"], response_class=Response, responses=described(**PAINTING) | _GONE)
     def result(id: JobId, jobs: Jobs) -> Response:
         """The painting of a job that is done, with the headers of every painting."""
         return _painted(jobs, id)
@@ -126,7 +146,7 @@ def add_job_routes(app: FastAPI) -> None:
         f"{_JOB}/events",
         tags=["jobs"],
         response_class=StreamingResponse,
-        responses={200: {"description": "events", "content": {"text/event-stream": {"schema": {"type": "string"}}}}},
+        responses=_EVENTS,
     )
     async def events(
         id: JobId,

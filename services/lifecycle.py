@@ -21,7 +21,7 @@ from typing import Any
 import bentoml
 import psutil
 
-from services import logs
+from services import logs, memory
 from services.access import running
 from services.health import Inside, revive, survives
 from services.settings import settings
@@ -102,6 +102,8 @@ def _starter(name: str, gateway: str | None) -> Callable[[Any], None]:
 
         end_gracefully(finish)
         threading.Thread(target=family.watch, name="family", daemon=True).start()
+        if not getattr(service, "keeps_freed_memory", False):
+            memory.keep_handing_back()
         log.info("ready")
 
     return start

@@ -33,6 +33,8 @@ from shared.presets import preset
 class Optimizer:
     """Paints by optimising pixels, one picture at a time."""
 
+    keeps_freed_memory = True
+    """Every step needs it again, see :func:`shared.devices.keep_freed_memory`."""
     _painter: Painter | None = None
     _takes_jobs = False
 

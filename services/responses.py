@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
 
@@ -51,7 +52,28 @@ def header(value: float | str) -> str:
     return quote(str(value), safe=" !#$&'()*+,/:;=?@[]")
 
 
-def described(*media: str) -> dict[int | str, dict[str, Any]]:
-    """How the documentation describes an endpoint that answers a picture of these media types."""
-    schema = {"schema": {"type": "string", "format": "binary"}}
-    return {200: {"description": "the picture", "content": dict.fromkeys(media or FORMATS.values(), schema)}}
+def described(*media: str, **headers: Mapping[str, Any]) -> dict[int | str, dict[str, Any]]:
+    """How the documentation describes an endpoint that answers a picture.
+
+    Args:
+        media: its media types; all that are painted where none is given.
+        headers: JSON schemas of the answer's headers.
+    """
+    content = {kind: {"schema": {"type": "string", "format": "binary"}} for kind in media or FORMATS.values()}
+    return {200: {"description": "the picture", "content": content, "headers": header_schemas(**headers)}}
+
+
+def header_schemas(**headers: Mapping[str, Any]) -> dict[str, Any]:
+    """Headers as the documentation describes them, from the JSON schema of each."""
+    return {name: {"schema": schema} for name, schema in headers.items()}
+
+
+def _of_painting(field: str) -> dict[str, Any]:
+    """The JSON schema of the header that tells a field of an outcome."""
+    if field.endswith("distance"):
+        return {"type": "number", "minimum": 0, "maximum": 2}
+    return {"type": "integer", "minimum": 1} if field == "steps" else {"type": "string"}
+
+
+PAINTING = {name: _of_painting(field) for name, field in HEADERS.items()} | {"Server-Timing": {"type": "string"}}
+"""The JSON schemas of a painting's headers."""

@@ -14,6 +14,9 @@ from shared.images import FORMATS
 from shared.text_search import MAX_K
 
 ID = r"^[A-Za-z0-9._-]+$"
+EXAMPLE_PICTURE = "met-436947"
+EXAMPLE_STYLE = "great-wave"
+EXAMPLE_JOB = "aetUATqIxSZYnXFxCX6omQ"
 
 _CONFIG = settings()
 
@@ -36,6 +39,11 @@ Steps = Annotated[int, Field(ge=1, le=_CONFIG.max_steps, description="steps of t
 Seed = Annotated[int, Field(ge=0, lt=2**31, description="of the optimiser")]
 
 
+def _example(**values: object) -> ConfigDict:
+    """What a model looks like, for the documentation."""
+    return ConfigDict(json_schema_extra={"examples": [values]})
+
+
 class _Request(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
@@ -43,9 +51,7 @@ class _Request(BaseModel):
 class ContentQuery(_Request):
     """Words to find content pictures by, in English or Spanish."""
 
-    model_config = ConfigDict(
-        extra="forbid", json_schema_extra={"examples": [{"title": "A boat trip on a sunny day", "k": 3}]}
-    )
+    model_config = _example(title="A boat trip on a sunny day", k=3)
 
     title: Title = ""
     description: Description = ""
@@ -61,17 +67,9 @@ class ContentQuery(_Request):
 class TextToArt(_Request):
     """Words, and how to paint what they find."""
 
-    model_config = ConfigDict(
-        extra="forbid",
-        json_schema_extra={
-            "examples": [
-                {
-                    "title": "A boat trip on a sunny day",
-                    "description": "From a boat accompanied by people you can see the city illuminated by "
-                    "a radiant sun.",
-                }
-            ]
-        },
+    model_config = _example(
+        title="A boat trip on a sunny day",
+        description="From a boat accompanied by people you can see the city illuminated by a radiant sun.",
     )
 
     title: Title = ""
@@ -98,6 +96,16 @@ class TextToArt(_Request):
 class PictureMatch(BaseModel):
     """A gallery picture that was found."""
 
+    model_config = _example(
+        id=EXAMPLE_PICTURE,
+        title="Boating",
+        artist="Edouard Manet",
+        date="1874",
+        distance=0.625581,
+        url=f"/v1/pictures/{EXAMPLE_PICTURE}",
+        thumbnail=f"/v1/pictures/{EXAMPLE_PICTURE}?size=320",
+    )
+
     id: str
     title: str
     artist: str
@@ -119,11 +127,51 @@ class ErrorBody(BaseModel):
 class ErrorAnswer(BaseModel):
     """Every refusal has this form."""
 
+    model_config = _example(
+        error={
+            "code": "not_found",
+            "message": "The gallery met has no picture 'met-436948'.",
+            "hint": "Ids look like met-436947, met-436964, met-436944.",
+            "field": "id",
+        }
+    )
+
     error: ErrorBody
 
 
 class StyleCard(Card):
     """A fast style's card, and what the network weighs."""
+
+    model_config = _example(
+        slug=EXAMPLE_STYLE,
+        name="The Great Wave",
+        styles=[
+            {
+                "title": "The Great Wave off Kanagawa",
+                "artist": "Katsushika Hokusai",
+                "source": "public domain",
+                "sha256": "311e6dad41945589324f8d043950ae64c03a2716f273ab598a31445f3d0fd99c",
+            }
+        ],
+        cluster={
+            "id": EXAMPLE_STYLE,
+            "style_space": "aca687d6dbc01587",
+            "centre": [-0.388739, 0.123766, 0.091024],
+            "radius": 0.65,
+        },
+        width="half",
+        parameters=424099,
+        training={"steps": 145, "batch": 2, "crop": 192, "seconds": 155.1},
+        data={"content": "public-domain paintings", "pictures": 841},
+        created="2026-11-21",
+        stride=4,
+        min_side=32,
+        opset=18,
+        parity={"max_difference": 0.000635, "shapes": [[1, 64, 64], [2, 97, 131]]},
+        sha256="12138d5e580de66a765ce798f385e6f627932d289f266be6ba50a6f9afa52816",
+        licence="MIT (the network's weights)",
+        bytes=871148,
+    )
 
     bytes: int = Field(description="size of the network's file")
 
@@ -161,6 +209,25 @@ class JobLinks(BaseModel):
 class JobStatus(BaseModel):
     """An optimisation as it stands."""
 
+    model_config = _example(
+        id=EXAMPLE_JOB,
+        state="running",
+        position=0,
+        step=12,
+        steps=60,
+        losses=[{"step": 12, "content": 12.8, "style": 389.0, "tv": 0.95, "total": 402.7}],
+        created="2026-11-21T17:26:14Z",
+        started="2026-11-21T17:26:15Z",
+        ended=None,
+        error=None,
+        links={
+            "status": f"/v1/jobs/{EXAMPLE_JOB}",
+            "events": f"/v1/jobs/{EXAMPLE_JOB}/events",
+            "result": f"/v1/jobs/{EXAMPLE_JOB}/result",
+            "preview": f"/v1/jobs/{EXAMPLE_JOB}/preview?step=11",
+        },
+    )
+
     id: str
     state: State
     position: int | None = Field(description="1: the next to be painted; 0: being painted; null: it has ended")
@@ -177,6 +244,25 @@ class JobStatus(BaseModel):
 class Health(BaseModel):
     """What runs, on what, and within which limits."""
 
+    model_config = _example(
+        version="0.1.0",
+        provider="OpenVINO CPU bfloat16",
+        engines={"fast": "OpenVINO CPU bfloat16", "instant": "cpu", "optimize": "cpu"},
+        models=[EXAMPLE_STYLE, "impressionism"],
+        refused=[],
+        gallery="met",
+        pictures=174,
+        search=["words", "sentences"],
+        limits={
+            "size": 2048,
+            "optimize_size": 1024,
+            "steps": 500,
+            "body_bytes": 33554432,
+            "pixels": 64000000,
+            "side": 16,
+        },
+    )
+
     version: str
     provider: str = Field(description="what runs the fast models, as in the header Lienzo-Provider")
     engines: dict[str, str] = Field(description="what runs each engine: an execution provider, or a device")
@@ -190,6 +276,8 @@ class Health(BaseModel):
 
 class StyleQuery(_Request):
     """A picture to find similar styles for; an uploaded one travels beside this in the form."""
+
+    model_config = _example(content_id=EXAMPLE_PICTURE, k=5)
 
     content_id: Id | None = None
     k: K = 5

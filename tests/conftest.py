@@ -22,6 +22,7 @@ from shared.style_space import StyleEncoder, StyleSpace
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--screenshots", type=Path, metavar="DIR", help="write the README's pictures of the page to DIR")
+    parser.addoption("--fuzz-cases", type=int, default=400, metavar="N", help="requests that test_fuzz.py generates")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -107,3 +108,15 @@ def server_process(twin, vgg19_weights, tmp_path_factory) -> Iterator[Server]:
 def server_url(server_process) -> str:
     """Where the server listens, as ``http://127.0.0.1:PORT``."""
     return server_process.url
+
+
+@pytest.fixture(scope="session")
+def small_server(vgg19_weights, tmp_path_factory) -> Iterator[Server]:
+    """`lienzo serve` with small limits, for very many requests: nothing that it paints takes long."""
+    limits = {
+        "SIZE": 64, "MAX_SIZE": 96, "MAX_OPTIMIZE_SIZE": 64, "STEPS": 2, "MAX_STEPS": 200, "OPTIMIZE_SECONDS": 3,
+        "WAIT": 0.2,
+    }  # fmt: skip
+    environment = {f"LIENZO_{name}": str(limit) for name, limit in limits.items()}
+    with served(tmp_path_factory.mktemp("small"), environment=environment) as server:
+        yield server

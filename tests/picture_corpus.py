@@ -332,3 +332,138 @@ def hostile() -> dict[str, bytes]:
         ),
         "bmp-run-length-bomb": bmp((8_000, 8_000), 8, 1, bytes(1024), b"\1\0\0\0" * 8_000),
     }  # fmt: skip
+
+
+def attacks() -> dict[str, bytes]:
+    """Hundreds of uploads that somebody may try on a server, by name: :func:`hostile` and what can be made of pictures.
+
+    Some of them decode, so each may be painted or refused, but nothing else.
+    """
+    carriers = _carriers()
+    made = {f"hostile-{name}": data for name, data in hostile().items()}
+    for name, data in carriers.items():
+        made |= {f"{name}-cut-{part}": data[: len(data) * part // 100] for part in range(5, 100, 5)}
+        random = np.random.default_rng(len(data))
+        for number in range(10):
+            # The first bytes are the headers, where a flip does the most.
+            at = int(random.integers(0, 64 if number < 5 else len(data)))
+            made[f"{name}-flip-{number}"] = data[:at] + bytes((data[at] ^ 1 << random.integers(0, 8),)) + data[at + 1 :]
+        made[f"{name}-twice"] = data + data
+        made[f"{name}-noise-behind"] = data + random.bytes(10_000)
+        made[f"{name}-zeros-within"] = data[: len(data) // 3] + bytes(500) + data[len(data) // 3 + 500 :]
+    return made | _declared() | _polyglots(carriers) | _within_limits() | _long_chains(carriers) | _foreign()
+
+
+def _carriers() -> dict[str, bytes]:
+    """One picture of each kind that is read, large enough that every part of the file has some bytes."""
+    levels = np.tile(noise(), (4, 4, 1)) // 4 + np.linspace(0, 180, 128, dtype=np.uint8)[None, :, None]
+    picture, deep = Image.fromarray(levels), levels[..., 0].astype(np.uint16) << 8
+    palette, frames = picture.quantize(64), [Image.fromarray(255 - levels)] * 2
+    return {
+        "jpeg": save(picture, "JPEG", quality=90, icc_profile=rgb_profile("grb"), exif=oriented(6)),
+        "jpeg-progressive": save(picture, "JPEG", progressive=True),
+        "jpeg-cmyk": save(picture.convert("CMYK"), "JPEG", icc_profile=cmyk_profile()),
+        "png": save(picture, "PNG", icc_profile=rgb_profile(linear=True)),
+        "png-16": png((128, 96), 16, 0, (row.astype(">u2").tobytes() for row in deep)),
+        "png-animated": save(picture, "PNG", save_all=True, append_images=frames),
+        "webp": save(picture, "WEBP"),
+        "webp-animated": save(picture, "WEBP", lossless=True, save_all=True, append_images=frames),
+        "gif-animated": save(palette, "GIF", save_all=True, append_images=[palette.transpose(3)] * 3),
+        "bmp": save(picture, "BMP"),
+        "tiff-lzw": save(picture, "TIFF", compression="tiff_lzw"),
+        "tiff-16": grey_tiff(deep),
+    }
+
+
+def _declared() -> dict[str, bytes]:
+    """Headers that promise more than there is: by format and size."""
+    flat, made = patches(), {}
+    jpeg, gif = save(flat, "JPEG"), save(Image.fromarray(flat).quantize(4), "GIF")
+    for width, height in ((64, 7_000_000), (19_999, 3_000), (7_900, 7_900), (65_535, 16), (16, 65_535), (0, 64)):
+        name, fits = f"{width}x{height}", max(width, height) < 65_536
+        made[f"png-declares-{name}"] = png((width, height), 8, 2, [b""])
+        made[f"bmp-declares-{name}"] = bmp((width, height), 24, 0, b"", b"")
+        made[f"bmp-declares-minus-{name}"] = bmp((width, -height), 32, 0, b"", b"")
+        short = {tag: (4, 1, value) for tag, value in ((256, width), (257, height), (278, height))}
+        rest = {tag: (3, 1, value) for tag, value in ((258, 8), (259, 5), (262, 1), (277, 1))}
+        made[f"tiff-declares-{name}"] = tiff(short | rest | {273: (4, 1, 8), 279: (4, 1, 4)}, b"\x80\0\1\1")
+        if fits:
+            made[f"jpeg-declares-{name}"] = jpeg.replace(
+                struct.pack(">HH", HEIGHT, WIDTH), struct.pack(">HH", height, width), 1
+            )
+            made[f"gif-declares-{name}"] = gif[:6] + struct.pack("<HH", width, height) + gif[10:]
+    return made
+
+
+def _polyglots(carriers: dict[str, bytes]) -> dict[str, bytes]:
+    """Files that are a picture for one reader and something else for another."""
+    script, page = b"<?php system($_GET['c']); ?>", b"<script>alert(1)</script>"
+    jpeg, gif = carriers["jpeg"], carriers["gif-animated"]
+    return {
+        "polyglot-jpeg-zip": jpeg + b"PK\3\4" + bytes(26) + b"PK\5\6" + bytes(18),
+        "polyglot-jpeg-script": jpeg[:2] + b"\xff\xfe" + struct.pack(">H", 2 + len(script)) + script + jpeg[2:],
+        "polyglot-jpeg-pdf": b"%PDF-1.7\n" + jpeg,
+        "polyglot-png-page": after_header(carriers["png"], chunk(b"tEXt", b"Comment\0" + page)),
+        "polyglot-png-program": carriers["png"] + b"\x7fELF\2\1\1" + bytes(57),
+        "polyglot-gif-script": b"GIF89a=1;/*" + gif[11:] + b"*/;alert(1)",
+        "polyglot-bmp-page": b"BM" + page + carriers["bmp"][2:],
+        "polyglot-webp-sound": carriers["webp"].replace(b"WEBP", b"WAVE", 1),
+        "polyglot-tiff-jpeg": carriers["tiff-lzw"][:4] + jpeg,
+        "polyglot-jpeg-png": jpeg[: len(jpeg) // 2] + carriers["png"],
+    }
+
+
+def _within_limits() -> dict[str, bytes]:
+    """Small files that unpack to as much as a server takes, or nearly."""
+    side = 7_900
+    row = bytes(side)
+    flat = Image.new("L", (side, side), 90)
+    return {
+        "bomb-png-grey": png((side, side), 8, 0, [row] * side),
+        "bomb-png-rgb-4000": png((4_000, 4_000), 8, 2, [bytes(12_000)] * 4_000),
+        "bomb-png-1-bit": png((side, side), 1, 0, [bytes(side // 8 + 1)] * side),
+        "bomb-jpeg": save(flat, "JPEG", quality=10),
+        "bomb-gif-5000": save(Image.new("P", (5_000, 5_000)), "GIF"),
+        "bomb-webp-4000": save(Image.new("RGB", (4_000, 4_000)), "WEBP", lossless=True, method=0),
+        "bomb-tiff": save(flat, "TIFF", compression="tiff_adobe_deflate"),
+        "bomb-tiff-group4": save(Image.new("1", (side, side)), "TIFF", compression="group4"),
+        "bomb-profile-in-jpeg": save(patches(), "JPEG", icc_profile=rgb_profile() + bytes(5_000_000)),
+    }
+
+
+def _long_chains(carriers: dict[str, bytes]) -> dict[str, bytes]:
+    """Very many small parts, and parts that lead back to themselves."""
+    gif, webp = carriers["gif-animated"], carriers["webp"]
+    riff = webp[12:] + b"XXXX\0\0\0\0" * 100_000
+    palette_end = 13 + 3 * 2 ** ((gif[10] & 7) + 1)
+    loop = tiff({256: (3, 1, WIDTH), 257: (3, 1, HEIGHT), 34665: (4, 1, 8), 330: (4, 1, 8)}, b"")
+    return {
+        "chain-png": after_header(carriers["png"], chunk(b"teSt") * 100_000),
+        "chain-png-text": after_header(carriers["png"], chunk(b"tEXt", b"a\0b") * 20_000),
+        "chain-png-data": png((64, 64), 8, 0, [], *[chunk(b"IDAT")] * 50_000),
+        "chain-gif": gif[:palette_end] + b"!\xfe\1a\0" * 100_000 + gif[palette_end:],
+        "chain-gif-frames": gif[:-1] + gif[palette_end:-1] * 100 + b";",
+        "chain-webp": b"RIFF" + struct.pack("<I", 4 + len(riff)) + b"WEBP" + riff,
+        "chain-jpeg": carriers["jpeg"][:2] + b"\xff\xe1\0\x08Exif\0\0" * 5_000 + carriers["jpeg"][2:],
+        "chain-jpeg-markers": carriers["jpeg"][:2] + b"\xff" * 500_000 + carriers["jpeg"][2:],
+        "chain-tiff-loop": loop,
+        "chain-tiff-directories": loop[:-4] + struct.pack("<I", 8),
+    }
+
+
+def _foreign() -> dict[str, bytes]:
+    """What is no picture at all."""
+    return {
+        "foreign-pickle": b"cos\nsystem\n(S'true'\ntR.",
+        "foreign-elf": b"\x7fELF\2\1\1" + bytes(500),
+        "foreign-pdf": b"%PDF-1.7\n1 0 obj<<>>endobj\ntrailer<<>>\n%%EOF",
+        "foreign-xml-bomb": b'<!DOCTYPE a [<!ENTITY b "bb"><!ENTITY c "&b;&b;&b;">]><svg>&c;</svg>',
+        "foreign-database": b"SQLite format 3\0" + bytes(500),
+        "foreign-film": b"\0\0\0\x18ftypmp42" + bytes(500),
+        "foreign-heic": b"\0\0\0\x18ftypheic" + bytes(500),
+        "foreign-avif": b"\0\0\0\x1cftypavif" + bytes(500),
+        "foreign-jpeg-2000": b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(500),
+        "foreign-gzip": b"\x1f\x8b\x08" + bytes(500),
+        "foreign-letters": ("Ñandú, ¿qué?\n" * 500).encode("utf-16"),
+        "foreign-noise": np.random.default_rng(1).bytes(100_000),
+    }

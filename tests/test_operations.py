@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import shutil
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -17,6 +18,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import picture_corpus as pictures
+import psutil
 import pytest
 from models import read_raw_card, write_card, write_negative
 from opentelemetry import context, propagate, trace
@@ -25,9 +28,10 @@ from starlette.datastructures import Headers
 from starlette.testclient import TestClient
 from typer.testing import CliRunner
 
-from services import access, engines, health, job_http, keys, lifecycle, logs, metrics, tracing
+from services import access, engines, health, http_errors, job_http, keys, lifecycle, logs, memory, metrics, tracing
 from services.cli import app as command_line
 from services.http import create_app
+from services.jobs import JobStore
 from services.keys import KeyRing, KeysUnreadable, TokenBucket
 from services.limits import BodyLimit
 from services.messages import Busy, TimedOut, Unreachable, answers, call
@@ -689,6 +693,65 @@ def test_a_corrupt_index_leaves_the_retriever_up_and_named(environment, tmp_path
         with pytest.raises(Unreachable, match=r"^the gallery index 'index.safetensors' cannot be read") as caught:
             ask()
         assert caught.value.code == "gallery_error"
+    client = TestClient(create_app(lambda: Gateway(retriever=retriever)))
+    answer = client.post("/v1/retrieve/content", json={"title": "boat"})
+    assert "'index.safetensors'" in refusal(answer, 503, "gallery_error")["message"]
+    assert answer.headers["retry-after"] and str(tmp_path) not in answer.text
+
+
+def test_where_the_disk_is_full_optimisations_are_refused_until_there_is_room(tmp_path, monkeypatch):
+    parts = {
+        "stylizer": SimpleNamespace(slugs=lambda: {"ok": []}, nearest=lambda **_: {"ok": None}),
+        "retriever": SimpleNamespace(embed=lambda **_: {"ok": {"embedding": [0.0], "style_space": ""}}),
+    }
+    store = JobStore(tmp_path, queue=4, ttl=60, most_seconds=60)
+    client = TestClient(create_app(lambda: SimpleNamespace(jobs=store, **parts)))
+    files = dict.fromkeys(("image", "style_image"), pictures.save(pictures.noise(), "PNG"))
+    connection = JobStore._connection
+
+    def full(self) -> sqlite3.Connection:
+        db = connection(self)
+        db.execute("PRAGMA max_page_count = 1")  # as many as there are already
+        return db
+
+    with monkeypatch.context() as filled:
+        filled.setattr(JobStore, "_connection", full)
+        answer = client.post("/v1/optimize", files=files)
+        assert refusal(answer, 503, "unreachable")["message"] == "no job can be kept now."
+        assert answer.headers["retry-after"] and store.counts()["queued"] == 0
+    assert JobStore(tmp_path, queue=4, ttl=60, most_seconds=60).counts()["queued"] == 0
+    store = JobStore(tmp_path, queue=4, ttl=60, most_seconds=60)
+    assert client.post("/v1/optimize", files=files).status_code == 202 and store.counts()["queued"] == 1
+
+
+def test_a_network_that_is_not_here_stops_its_engine_alone(monkeypatch):
+    monkeypatch.setattr("services.retriever.weights.locate", lambda name: None)
+    lacking = SimpleNamespace(_decoder=None)
+    with pytest.raises(EngineUnavailable, match="lienzo weights fetch adain-decoder") as caught:
+        Retriever.inner._load_decoder(lacking)
+    assert http_errors.status_of(caught.value) == http_errors.status_of(WeightsUnavailable("gone")) == 409
+
+
+# What uploads leave behind
+
+
+def resident() -> int:
+    return psutil.Process().memory_info().rss
+
+
+def test_what_a_process_has_freed_is_handed_back(monkeypatch):
+    monkeypatch.setattr(memory, "LOOK_SECONDS", 0.05)
+    memory.keep_handing_back()
+    before = resident()
+    pieces = [bytearray(20_000) for _ in range(5_000)]  # too small to be mapped one by one
+    time.sleep(0.2)  # so that the thread has been here, and could have thought that this is what is needed
+    assert resident() > before + 90_000_000
+    kept = pieces.pop()  # and what lies above the freed ones keeps them
+    del pieces
+    until = time.monotonic() + 10
+    while resident() > before + 20_000_000 and time.monotonic() < until:
+        time.sleep(0.05)
+    assert resident() <= before + 20_000_000 and len(kept) == 20_000
 
 
 # Models that come and go
