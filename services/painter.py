@@ -77,7 +77,7 @@ class Painter:
                 if claim is not None:
                     self._carry_out(claim)
                     continue
-            except sqlite3.Error:  # a full disk, perhaps: the jobs wait until there is room
+            except Exception:  # a full disk, perhaps: the jobs wait until there is room, and nobody starts this anew
                 log.exception("the store of the jobs fails")
                 self._stop.wait(SWEEP_SECONDS)
             self._stop.wait(IDLE_SECONDS)

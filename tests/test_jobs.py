@@ -556,7 +556,8 @@ def test_what_goes_wrong_ends_the_job_and_not_the_painter(tmp_path, paints, erro
     assert (store.job(bad).state, store.job(bad).error.code) == ("failed", code)
 
 
-def test_a_store_that_fails_is_asked_again(tmp_path, paints, monkeypatch):
+@pytest.mark.parametrize("error", [sqlite3.OperationalError("database or disk is full"), KeyError("content")])
+def test_a_store_that_fails_is_asked_again(tmp_path, paints, monkeypatch, error):
     monkeypatch.setattr(painter, "SWEEP_SECONDS", 0.05)
     failing = threading.Event()
     failing.set()
@@ -564,7 +565,7 @@ def test_a_store_that_fails_is_asked_again(tmp_path, paints, monkeypatch):
 
     def claim(self):
         if failing.is_set():
-            raise sqlite3.OperationalError("database or disk is full")
+            raise error
         return real(self)
 
     monkeypatch.setattr(JobStore, "claim", claim)
