@@ -17,8 +17,9 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
 from services.access import running
-from services.jobs import Job, JobStore
+from services.jobs import Job, JobStore, no_such_job
 from services.pipeline import Outcome
+from services.request_facts import current
 from services.responses import count_distances, described, painting
 from services.schemas import ErrorAnswer, ErrorBody, Id, JobLinks, JobStatus, LossPoint
 from services.settings import settings
@@ -45,7 +46,6 @@ Prefer = Annotated[
         description="`wait=N`: answer 202 with the job's address after N seconds (RFC 7240); `respond-async`: at once"
     ),
 ]
-JobId = Annotated[Id, PathParameter(description="a job's id")]
 
 _FACTS = ("content", "content_title", "style", "style_title", "content_distance", "style_distance")
 _FACTS += ("engine", "model", "model_distance", "format", "seconds")
@@ -60,6 +60,23 @@ def _store(request: Request) -> JobStore:
 
 
 Jobs = Annotated[JobStore, Depends(_store)]
+
+
+def _known(id: Annotated[Id, PathParameter(description="a job's id")], jobs: Jobs) -> str:
+    """The id of a job that the request's API key may know: those of other keys are not there for it."""
+    owner, asker = jobs.job(id).owner, _asker()
+    if owner is not None and asker is not None and owner != asker:
+        raise no_such_job(id)
+    return id
+
+
+def _asker() -> str | None:
+    """Name of the API key of the request that is being answered; None where no keys are asked for."""
+    facts = current.get()
+    return (facts.key or None) if facts else None
+
+
+JobId = Annotated[str, Depends(_known)]
 
 
 async def answer(
@@ -179,7 +196,7 @@ def _submit(store: JobStore, outcome: Outcome) -> Job:
     limits = DecodeLimits(max_pixels=config.max_pixels, max_bytes=config.max_body_bytes)
     content, style = prepare(order.pop("content"), order.pop("style"), size=order["size"], limits=limits)
     facts = {name: value for name, value in asdict(outcome).items() if name in _FACTS}
-    return store.submit(order, content, style, facts)
+    return store.submit(order, content, style, facts, owner=_asker())
 
 
 def _painted(store: JobStore, id: str) -> Response:

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 from models import read_raw_card, write_card, write_negative
 from opentelemetry import context, propagate, trace
+from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.datastructures import Headers
 from starlette.testclient import TestClient
@@ -28,6 +29,7 @@ from typer.testing import CliRunner
 from services import access, engines, health, job_http, keys, lifecycle, logs, metrics, tracing
 from services.cli import app as command_line
 from services.http import create_app
+from services.jobs import JobStore
 from services.keys import KeyRing, KeysUnreadable, TokenBucket
 from services.limits import BodyLimit
 from services.messages import Busy, TimedOut, Unreachable, answers, call
@@ -41,6 +43,7 @@ from shared import onnx_runtime
 from shared.errors import EngineUnavailable, GalleryError, InvalidInput, NotFound, WeightsUnavailable
 from shared.fast_models import MODEL_FILE, Changes, ModelLibrary
 from shared.files import sha256
+from shared.images import encode
 
 ROOT = Path(__file__).parents[1]
 FORM = {"code", "message", "hint", "field"}
@@ -262,6 +265,36 @@ def test_pictures_behind_a_key_are_kept_by_the_client_alone(environment, tmp_pat
     assert kept() == "public, max-age=86400"
     environment(keys=tmp_path / "keys.json")
     assert kept() == "private, max-age=86400"
+
+
+def test_a_job_is_there_only_for_the_key_that_it_was_submitted_with(environment, tmp_path, monkeypatch):
+    file = tmp_path / "keys.json"
+    alice, bob = ({"X-API-Key": keys.add(file, name, rate=6000, burst=100)} for name in ("alice", "bob"))
+    environment(keys=file)
+    jobs = JobStore(tmp_path / "state", queue=4, ttl=60, most_seconds=60)
+    submitted = [jobs.submit({"steps": 1, "size": 64}, b"c", b"s", {}, owner=owner).id for owner in ("alice", None)]
+    client = TestClient(create_app(lambda: Gateway(jobs=jobs)))
+    hers, anybodys = (f"/v1/jobs/{id}" for id in submitted)
+    nobodys = client.get("/v1/jobs/nobody", headers=bob).json()["error"]["message"]
+    for method, rest in (("GET", ""), ("DELETE", ""), ("GET", "/result"), ("GET", "/preview"), ("GET", "/events")):
+        refused = refusal(client.request(method, hers + rest, headers=bob), 404, "not_found")
+        assert refused["message"] == nobodys.replace("nobody", submitted[0]), "nothing tells that there is one"
+    assert client.get(hers, headers=alice).json()["state"] == "queued"
+    assert client.get(anybodys, headers=bob).status_code == 200
+    assert client.delete(hers, headers=alice).json()["state"] == "cancelled"
+    monkeypatch.delenv("LIENZO_KEYS")
+    environment()
+    assert TestClient(create_app(lambda: Gateway(jobs=jobs))).get(hers).status_code == 200, "no keys, no owners"
+
+
+def test_a_submitted_job_is_its_keys(environment, tmp_path):
+    store = JobStore(tmp_path, queue=4, ttl=60, most_seconds=60)
+    picture = encode(Image.new("RGB", (64, 64)))
+    outcome = Outcome("png", order={"content": picture, "style": picture, "size": 64, "steps": 1})
+    for key, owner in (("alice", "alice"), ("", None)):
+        token = current.set(Facts("id", "/v1/optimize", key=key))
+        assert job_http._submit(store, outcome).owner == owner
+        current.reset(token)
 
 
 def test_a_key_asks_no_more_often_than_it_may(guarded):
