@@ -513,6 +513,7 @@ def test_a_client_that_leaves_is_noted(environment, caplog):
 
 
 def test_a_server_that_stops_takes_nothing_new_and_says_when_to_come_back(environment, monkeypatch):
+    environment(cors_origins="https://art.example")
     running = access.Running()
     monkeypatch.setattr(access, "running", running)
     monkeypatch.setattr("services.http.running", running)
@@ -520,8 +521,9 @@ def test_a_server_that_stops_takes_nothing_new_and_says_when_to_come_back(enviro
     assert client.get("/v1/styles").status_code == 200
     running.enter()
     running.draining.set()
-    answer = client.get("/v1/styles")
+    answer = client.get("/v1/styles", headers={"Origin": "https://art.example"})
     refusal(answer, 503, "stopping")
+    assert answer.headers["access-control-allow-origin"] == "https://art.example", "a page there may read it"
     assert int(answer.headers["retry-after"]) > 0 and answer.headers["connection"] == "close"
     assert client.get("/livez").status_code == 200
     refusal(client.get("/readyz"), 503, "stopping")

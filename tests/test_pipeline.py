@@ -47,7 +47,9 @@ def kinds(base: type[LienzoError] = LienzoError) -> list[type[LienzoError]]:
 # Messages
 
 
-@pytest.mark.parametrize("kind", [kind for kind in kinds() if kind.__module__ == "shared.errors"])
+@pytest.mark.parametrize(
+    "kind", [kind for kind in kinds() if kind.__module__ in ("shared.errors", "services.messages")]
+)
 def test_a_refusal_crosses_to_another_service_as_it_is(kind):
     @answers
     def method(**_):
