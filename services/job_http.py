@@ -99,7 +99,8 @@ async def answer(
     if outcome.order is None:
         return painting(outcome)
     wished = _wished(prefer)
-    wait = wait if wished is None else min(wished, settings().wait)
+    if wished is not None:
+        wait = min(wished[1], settings().wait)
     job = await run_in_threadpool(_submit, store, outcome)
     job = await _ended(request, store, job.id, wait)
     if job.over:
@@ -111,7 +112,7 @@ async def answer(
             headers={"Location": _JOB.format(id=job.id)},
         )
     if wished is not None:
-        response.headers["Preference-Applied"] = f"wait={wait:.0f}" if wait else "respond-async"
+        response.headers["Preference-Applied"] = f"wait={wait:.0f}" if wished[0] == "wait" else wished[0]
     return response
 
 
@@ -258,14 +259,17 @@ def _seen(last_event_id: str | None) -> tuple[int, int]:
     return (int(found[1]), int(found[2])) if found else (-1, -1)
 
 
-def _wished(prefer: str | None) -> float | None:
-    """Seconds that the header ``Prefer`` names; what it says otherwise is ignored, as RFC 7240 wants."""
+def _wished(prefer: str | None) -> tuple[str, float] | None:
+    """What the header ``Prefer`` names, ``wait`` or ``respond-async``, and the seconds that it means.
+
+    What it says otherwise is ignored, as RFC 7240 wants.
+    """
     for preference in (prefer or "").lower().split(","):
         name, _, value = (part.strip() for part in preference.partition(";")[0].partition("="))
         if name == "respond-async":
-            return 0
+            return name, 0.0
         if name == "wait" and re.fullmatch(r"[0-9]{1,9}", value.strip('"')):
-            return float(value.strip('"'))
+            return name, float(value.strip('"'))
     return None
 
 

@@ -287,14 +287,38 @@ def test_a_job_is_there_only_for_the_key_that_it_was_submitted_with(environment,
     assert TestClient(create_app(lambda: Gateway(jobs=jobs))).get(hers).status_code == 200, "no keys, no owners"
 
 
-def test_a_submitted_job_is_its_keys(environment, tmp_path):
-    store = JobStore(tmp_path, queue=4, ttl=60, most_seconds=60)
+@pytest.fixture
+def outcome() -> Outcome:
+    """One that leaves the painting to the optimiser."""
     picture = encode(Image.new("RGB", (64, 64)))
-    outcome = Outcome("png", order={"content": picture, "style": picture, "size": 64, "steps": 1})
+    return Outcome("png", order={"content": picture, "style": picture, "size": 64, "steps": 1})
+
+
+def test_a_submitted_job_is_its_keys(environment, tmp_path, outcome):
+    store = JobStore(tmp_path, queue=4, ttl=60, most_seconds=60)
     for key, owner in (("alice", "alice"), ("", None)):
         token = current.set(Facts("id", "/v1/optimize", key=key))
         assert job_http._submit(store, outcome).owner == owner
         current.reset(token)
+
+
+@pytest.mark.parametrize("wish", ["wait=0", "respond-async"])
+def test_the_wish_that_was_granted_is_confirmed_as_it_was_asked(environment, tmp_path, outcome, wish):
+    store = JobStore(tmp_path, queue=4, ttl=60, most_seconds=60)
+    response = asyncio.run(job_http.answer(SimpleNamespace(), store, lambda: outcome, prefer=wish, wait=60))
+    assert (response.status_code, response.headers["preference-applied"]) == (202, wish)
+
+
+def test_a_files_tag_is_strong_only_where_it_comes_as_it_is(environment):
+    client = client_of()
+    plain, compressed = (
+        client.get("/web/app.js", headers={"Accept-Encoding": accepted}) for accepted in ("identity", "gzip")
+    )
+    assert plain.headers["etag"].startswith('"') and compressed.headers["content-encoding"] == "gzip"
+    assert compressed.headers["etag"] == f"W/{plain.headers['etag']}"
+    for answer in (plain, compressed):
+        known = client.get("/web/app.js", headers={"If-None-Match": answer.headers["etag"]})
+        assert (known.status_code, known.content) == (304, b"")
 
 
 def test_a_key_asks_no_more_often_than_it_may(guarded):
