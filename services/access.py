@@ -67,7 +67,7 @@ running = Running()
 
 
 class Access:
-    """Outermost of the application: ids, the access line, the counts, and the refusals of a server that stops.
+    """Outermost of the application: ids, the access line and the counts.
 
     Args:
         app: the application with everything in it.
@@ -107,14 +107,12 @@ class Access:
         def departed() -> None:
             facts.left = facts.left or not ended
 
-        app, watched = self.app, facts.route not in PROBES
-        if watched and running.draining.is_set():
-            app = _stopping()
+        watched = facts.route not in PROBES
         departure = _Departure(receive, departed)
         if watched:
             running.enter()
         try:
-            await app(scope, departure.receive, counted)
+            await self.app(scope, departure.receive, counted)
         except Exception:
             # The application has answered and logged this one already.
             if not ended:
@@ -151,6 +149,21 @@ class Access:
                 "left": facts.left or "",
             },
         )
+
+
+class RefuseWhileStopping:
+    """A server that stops takes nothing new but the probes.
+
+    Inside of what lets pages of other origins read answers, or they would see no refusal but a broken network.
+    """
+
+    def __init__(self, app: ASGIApp):
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        facts = current.get()
+        refused = running.draining.is_set() and facts is not None and facts.route not in PROBES
+        await (_stopping() if refused else self.app)(scope, receive, send)
 
 
 class _Departure:

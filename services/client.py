@@ -197,7 +197,7 @@ class Lienzo:
 
     Requests that the service cannot take just now (429, 503), and those whose connection breaks, are sent again after
     the time that it names, or after pauses that grow and are drawn at random, so that many clients do not come back
-    at once.
+    at once. One that makes a job is not sent again once it may have arrived: there would be two jobs.
 
     Args:
         url: where the service is.
@@ -284,7 +284,7 @@ class Lienzo:
     ) -> Job:
         """Let the optimiser paint a picture of one's own, and go on meanwhile; see ``POST /v1/optimize``."""
         form = _form(picture, style, style_picture, options)
-        return Job(self, self._ask("POST", "/v1/optimize", **form).json()["id"])
+        return Job(self, self._ask("POST", "/v1/optimize", makes_job=True, **form).json()["id"])
 
     def job(self, id: str) -> Job:
         """A job by its id; the service is asked only when the job is."""
@@ -320,18 +320,18 @@ class Lienzo:
 
     def _painted(self, path: str, on_progress: Callable[[Progress], None] | None, **request: Any) -> Painting:
         headers = {"Prefer": "respond-async"} if on_progress else {}
-        answer = self._ask("POST", path, headers=headers, **request)
+        answer = self._ask("POST", path, makes_job=bool(on_progress), headers=headers, **request)
         if answer.status_code != httpx.codes.ACCEPTED:
             return _painting(answer)
         return Job(self, answer.json()["id"]).wait(on_progress)
 
-    def _ask(self, method: str, path: str, **request: Any) -> httpx.Response:
+    def _ask(self, method: str, path: str, *, makes_job: bool = False, **request: Any) -> httpx.Response:
         for attempt in range(self._retries + 1):
             last = attempt == self._retries
             try:
                 answer = self._http.request(method, path, **request)
             except _BROKEN as error:
-                if last:
+                if last or (makes_job and not isinstance(error, httpx.ConnectError)):
                     raise _unanswered(error) from error
                 time.sleep(_pause(attempt, None))
                 continue

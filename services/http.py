@@ -26,7 +26,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
 from services import http_errors, metrics, pipeline
-from services.access import Access, running
+from services.access import Access, RefuseWhileStopping, running
 from services.authorization import RequireKey, check_reader
 from services.engines import RETRIEVAL, at_work
 from services.job_http import COMMISSIONED, Prefer, add_job_routes, answer
@@ -152,6 +152,7 @@ def create_app(services: Callable[[], Services]) -> FastAPI:
     app.add_middleware(BodyLimit, most=config.max_body_bytes, seconds=config.body_seconds)
     if config.keys is not None:
         app.add_middleware(RequireKey, ring=KeyRing(config.keys, rate=config.key_rate, burst=config.key_burst))
+    app.add_middleware(RefuseWhileStopping)
     if config.cors_origins:
         app.add_middleware(
             CORSMiddleware,

@@ -17,8 +17,9 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
 from services.access import running
-from services.jobs import Job, JobStore
+from services.jobs import Job, JobStore, no_such_job
 from services.pipeline import Outcome
+from services.request_facts import current
 from services.responses import PAINTING, count_distances, described, header_schemas, painting
 from services.schemas import EXAMPLE_JOB, ErrorAnswer, ErrorBody, Id, JobLinks, JobStatus, LossPoint
 from services.settings import settings
@@ -45,7 +46,6 @@ Prefer = Annotated[
         description="`wait=N`: answer 202 with the job's address after N seconds (RFC 7240); `respond-async`: at once"
     ),
 ]
-JobId = Annotated[Id, PathParameter(description="a job's id", examples=[EXAMPLE_JOB])]
 
 _FACTS = ("content", "content_title", "style", "style_title", "content_distance", "style_distance")
 _FACTS += ("engine", "model", "model_distance", "format", "seconds")
@@ -82,6 +82,23 @@ def _store(request: Request) -> JobStore:
 Jobs = Annotated[JobStore, Depends(_store)]
 
 
+def _known(id: Annotated[Id, PathParameter(description="a job's id", examples=[EXAMPLE_JOB])], jobs: Jobs) -> str:
+    """The id of a job that the request's API key may know: those of other keys are not there for it."""
+    owner, asker = jobs.job(id).owner, _asker()
+    if owner is not None and asker is not None and owner != asker:
+        raise no_such_job(id)
+    return id
+
+
+def _asker() -> str | None:
+    """Name of the API key of the request that is being answered; None where no keys are asked for."""
+    facts = current.get()
+    return (facts.key or None) if facts else None
+
+
+JobId = Annotated[str, Depends(_known)]
+
+
 async def answer(
     request: Request, store: JobStore, commission: Callable[[], Outcome], *, prefer: str | None, wait: float
 ) -> Response:
@@ -102,7 +119,8 @@ async def answer(
     if outcome.order is None:
         return painting(outcome)
     wished = _wished(prefer)
-    wait = wait if wished is None else min(wished, settings().wait)
+    if wished is not None:
+        wait = min(wished[1], settings().wait)
     job = await run_in_threadpool(_submit, store, outcome)
     job = await _ended(request, store, job.id, wait)
     if job.over:
@@ -114,7 +132,7 @@ async def answer(
             headers={"Location": _JOB.format(id=job.id)},
         )
     if wished is not None:
-        response.headers["Preference-Applied"] = f"wait={wait:.0f}" if wait else "respond-async"
+        response.headers["Preference-Applied"] = f"wait={wait:.0f}" if wished[0] == "wait" else wished[0]
     return response
 
 
@@ -199,7 +217,7 @@ def _submit(store: JobStore, outcome: Outcome) -> Job:
     limits = DecodeLimits(max_pixels=config.max_pixels, max_bytes=config.max_body_bytes)
     content, style = prepare(order.pop("content"), order.pop("style"), size=order["size"], limits=limits)
     facts = {name: value for name, value in asdict(outcome).items() if name in _FACTS}
-    return store.submit(order, content, style, facts)
+    return store.submit(order, content, style, facts, owner=_asker())
 
 
 def _painted(store: JobStore, id: str) -> Response:
@@ -261,14 +279,17 @@ def _seen(last_event_id: str | None) -> tuple[int, int]:
     return (int(found[1]), int(found[2])) if found else (-1, -1)
 
 
-def _wished(prefer: str | None) -> float | None:
-    """Seconds that the header ``Prefer`` names; what it says otherwise is ignored, as RFC 7240 wants."""
+def _wished(prefer: str | None) -> tuple[str, float] | None:
+    """What the header ``Prefer`` names, ``wait`` or ``respond-async``, and the seconds that it means.
+
+    What it says otherwise is ignored, as RFC 7240 wants.
+    """
     for preference in (prefer or "").lower().split(","):
         name, _, value = (part.strip() for part in preference.partition(";")[0].partition("="))
         if name == "respond-async":
-            return 0
+            return name, 0.0
         if name == "wait" and re.fullmatch(r"[0-9]{1,9}", value.strip('"')):
-            return float(value.strip('"'))
+            return name, float(value.strip('"'))
     return None
 
 

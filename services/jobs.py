@@ -33,12 +33,14 @@ MOST_ATTEMPTS = 3
 MOST_LOSSES = 200
 REMEMBERED_SECONDS = 24 * 3600.0
 """For so long after its expiry a job is known to have been."""
+MOST_REMEMBERED = 1000
+"""Of jobs that ended without a painting, or whose painting expired, no more are known: cancelling costs nothing."""
 
 State = Literal["queued", "running", "done", "failed", "cancelled", "expired"]
 STATES: tuple[State, ...] = get_args(State)
 Losses = Sequence[Mapping[str, float]]
 
-_VERSION = 1
+_VERSION = 2
 _SCHEMA = """
 CREATE TABLE jobs (
     number   INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -58,7 +60,8 @@ CREATE TABLE jobs (
     ended    REAL,
     claim    TEXT,
     lease    REAL,
-    attempts INTEGER NOT NULL DEFAULT 0
+    attempts INTEGER NOT NULL DEFAULT 0,
+    owner    TEXT
 );
 CREATE INDEX jobs_by_state ON jobs (state, number);
 CREATE TABLE pictures (
@@ -68,6 +71,8 @@ CREATE TABLE pictures (
     PRIMARY KEY (job, role)
 );
 """
+_SINCE_1 = "ALTER TABLE jobs ADD COLUMN owner TEXT;"
+"""What a file of version 1 lacks."""
 _OPEN = "state IN ('queued', 'running')"
 _ENDED = "state IN ('done', 'failed', 'cancelled')"
 
@@ -100,6 +105,7 @@ class Job:
         preview: the step that there is a preview of.
         created, started, ended: seconds since the epoch.
         facts: plain data about the painting, as the submitter and the painter gave it.
+        owner: name of the API key that it was submitted with; None where there was none.
     """
 
     id: str
@@ -115,6 +121,7 @@ class Job:
     ended: float | None
     error: LienzoError | None
     facts: Mapping[str, Any]
+    owner: str | None
 
     @property
     def over(self) -> bool:
@@ -189,13 +196,21 @@ class JobStore:
 
     # What a submitter does
 
-    def submit(self, request: Mapping[str, Any], content: bytes, style: bytes, facts: Mapping[str, Any]) -> Job:
+    def submit(
+        self,
+        request: Mapping[str, Any],
+        content: bytes,
+        style: bytes,
+        facts: Mapping[str, Any],
+        *,
+        owner: str | None = None,
+    ) -> Job:
         """Add a job to the queue.
 
         Args:
             request: the painter's arguments, plain data with ``steps`` and ``size``.
             content, style: encoded pictures, checked by the caller.
-            facts: see :class:`Job`.
+            facts, owner: see :class:`Job`.
 
         Raises:
             Busy: the queue is full; its ``retry_after`` says when there may be a place.
@@ -206,9 +221,9 @@ class JobStore:
             if count >= self._queue:
                 raise self._full(db)
             db.execute(
-                "INSERT INTO jobs (state, id, request, work, facts, steps, created)"
-                " VALUES ('queued', ?, ?, ?, ?, ?, ?)",
-                (id, json.dumps(dict(request)), work, json.dumps(dict(facts)), request["steps"], self._clock()),
+                "INSERT INTO jobs (state, id, request, work, facts, steps, created, owner)"
+                " VALUES ('queued', ?, ?, ?, ?, ?, ?, ?)",
+                (id, json.dumps(dict(request)), work, json.dumps(dict(facts)), request["steps"], self._clock(), owner),
             )
             self._keep(db, id, content=content, style=style)
         return self.job(id)
@@ -222,9 +237,7 @@ class JobStore:
         db = self._connection()
         row = db.execute("SELECT * FROM jobs WHERE id = ?", (id,)).fetchone()
         if row is None:
-            raise NotFound(
-                f"there is no job '{id[:80]}'.", hint="Jobs are forgotten a day after they expired.", field="id"
-            )
+            raise no_such_job(id)
         state, position = row["state"], None
         if state == "running":
             position = 0
@@ -247,6 +260,7 @@ class JobStore:
             ended=row["ended"],
             error=row["error"] and as_error(json.loads(row["error"])),
             facts=json.loads(row["facts"]),
+            owner=row["owner"],
         )
 
     def result(self, id: str) -> tuple[Job, bytes]:
@@ -389,7 +403,10 @@ class JobStore:
                 db.execute("DELETE FROM pictures WHERE job = ? AND role = 'preview'", (claim.job,))
 
     def sweep(self) -> None:
-        """Throw away the pictures of jobs that have expired, and the memory of those that expired long ago."""
+        """Throw away the pictures of jobs that have expired, and the memory of those that expired long ago.
+
+        Of those that have no painting only the last :data:`MOST_REMEMBERED` are kept.
+        """
         oldest = self._clock() - self._ttl
         with self._writing() as db:
             db.execute(
@@ -401,6 +418,11 @@ class JobStore:
                 (oldest,),
             )
             db.execute("DELETE FROM jobs WHERE state = 'expired' AND ended <= ?", (oldest - REMEMBERED_SECONDS,))
+            db.execute(
+                "DELETE FROM jobs WHERE id IN (SELECT id FROM jobs WHERE state IN ('failed', 'cancelled', 'expired')"
+                " ORDER BY ended DESC, number DESC LIMIT -1 OFFSET ?)",
+                (MOST_REMEMBERED,),
+            )
 
     # Within
 
@@ -413,6 +435,8 @@ class JobStore:
             db.execute("PRAGMA auto_vacuum = FULL")
             db.execute("PRAGMA journal_mode = WAL")
             db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {_VERSION}; COMMIT;")
+        elif version == 1:
+            db.executescript(f"BEGIN IMMEDIATE; {_SINCE_1} PRAGMA user_version = {_VERSION}; COMMIT;")
         elif version != _VERSION:
             raise InvalidInput(
                 f"the jobs in '{self._file.parent}' were written by another version of Lienzo ({version}, expected "
@@ -488,6 +512,13 @@ def thinned(losses: Losses) -> list[Mapping[str, float]]:
     while len(kept) > MOST_LOSSES:
         kept = kept[:-1][::2] + kept[-1:]
     return kept
+
+
+def no_such_job(id: str) -> NotFound:
+    """The refusal of an id that no job has, as far as the asker may know."""
+    return NotFound(
+        f"there is no job '{id[:80]}'.", hint="Jobs are forgotten a day after they expired, or earlier.", field="id"
+    )
 
 
 def _interrupted() -> LienzoError:

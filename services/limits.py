@@ -109,6 +109,8 @@ class SecurityHeaders:
 class CompressTexts:
     """Compresses the answers that are text: pictures are compressed already, and would only cost time.
 
+    A strong ETag names bytes (RFC 9110, section 8.8.1), and those of the compressed form are others: it becomes weak.
+
     Args:
         pictures: the paths, and their beginnings, that answer with pictures.
     """
@@ -119,5 +121,15 @@ class CompressTexts:
         self.pictures = pictures
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        plain = scope["type"] != "http" or scope["path"].startswith(self.pictures)
-        await (self.app if plain else self.compressed)(scope, receive, send)
+        async def tagged(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                tag = headers.get("etag", "")
+                if tag.startswith('"') and "content-encoding" in headers:
+                    headers["etag"] = f"W/{tag}"
+            await send(message)
+
+        if scope["type"] != "http" or scope["path"].startswith(self.pictures):
+            await self.app(scope, receive, send)
+        else:
+            await self.compressed(scope, receive, tagged)

@@ -63,7 +63,7 @@ class TimedOut(Unreachable):
     code = "timed_out"
 
 
-_KINDS = {**vars(errors), "Unreachable": Unreachable}
+_KINDS = {**vars(errors), **{kind.__name__: kind for kind in (Busy, Unreachable, TimedOut)}}
 """What a refusal may be when it comes from another service, by name."""
 
 
@@ -97,7 +97,7 @@ def as_data(error: LienzoError) -> dict[str, Any]:
 
 
 def as_error(data: dict[str, Any]) -> LienzoError:
-    """The refusal that :func:`as_data` wrote down; one of a type that is not in :mod:`shared.errors` keeps its code."""
+    """The refusal that :func:`as_data` wrote down; of one of a service's own types only the code is kept."""
     fields = dict(data)
     return _KINDS.get(fields.pop("type"), LienzoError)(fields.pop("message"), **fields)
 

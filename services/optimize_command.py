@@ -127,16 +127,12 @@ def plan(choices: Choices) -> Plan:
 
 def load_encoder(device: str, name: str = "vgg19", pooling: str = "max", precision: str = "auto") -> Encoder:
     """The pretrained network ``name`` on ``device``, fetched with a progress bar where it is not here."""
-    from shared.devices import keep_freed_memory, pick_device, pick_dtype
-    from shared.encoders import Encoder
+    from shared import encoders
+    from shared.devices import keep_freed_memory
 
     keep_freed_memory()
-    target = pick_device(device)
     with stages() as progress:
-        tensors = weights.load(name, progress=progress)
-    return Encoder(
-        tensors, weights.architecture(name), pooling=pooling, dtype=pick_dtype(precision, target), device=target
-    )
+        return encoders.load_encoder(name, device=device, pooling=pooling, precision=precision, progress=progress)
 
 
 def load_decoder(encoder: Encoder) -> AdaINDecoder:

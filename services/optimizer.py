@@ -21,8 +21,8 @@ from services.painter import Painter
 from services.settings import settings
 from shared import weights
 from shared.adain import AdaINDecoder
-from shared.devices import bound_gpu_memory, keep_freed_memory, pick_device, pick_dtype
-from shared.encoders import Encoder
+from shared.devices import bound_gpu_memory, keep_freed_memory, pick_device
+from shared.encoders import load_encoder
 from shared.images import DecodeLimits
 from shared.optimized_painting import OptimizedPainting, paint_optimized
 from shared.optimizer import Iteration
@@ -45,9 +45,8 @@ class Optimizer:
         self._most_seconds = config.optimize_seconds
         device = pick_device(config.device)
         bound_gpu_memory(device, config.gpu_bytes)
-        dtype = pick_dtype("auto", device)
-        self._encoder = Encoder(weights.load("vgg19"), dtype=dtype, device=device)
-        self._decoder = AdaINDecoder(weights.load("adain-decoder"), dtype=dtype, device=device)
+        self._encoder = load_encoder(device=config.device)
+        self._decoder = AdaINDecoder(weights.load("adain-decoder"), dtype=self._encoder.dtype, device=device)
         if self._takes_jobs:  # it lacked something when its process began, and has it now
             self._begin()
 

@@ -77,8 +77,8 @@ class Painter:
                 if claim is not None:
                     self._carry_out(claim)
                     continue
-            except sqlite3.Error:  # a full disk, perhaps: the jobs wait until there is room
-                log.exception("the store of the jobs fails")
+            except Exception:  # a full disk, perhaps: the jobs wait until there is room. Nobody would start this anew
+                log.exception("the painter cannot go on with the jobs, and tries again")
                 self._stop.wait(SWEEP_SECONDS)
             self._stop.wait(IDLE_SECONDS)
 

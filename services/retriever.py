@@ -18,8 +18,8 @@ from services.messages import CONNECTION, Answer, about, answers
 from services.settings import settings
 from shared import weights
 from shared.adain import AdaINDecoder
-from shared.devices import bound_gpu_memory, pick_device, pick_dtype
-from shared.encoders import Encoder
+from shared.devices import bound_gpu_memory, pick_device
+from shared.encoders import Encoder, load_encoder
 from shared.errors import EngineUnavailable, GalleryError, NotFound, WeightsUnavailable
 from shared.galleries import Picture
 from shared.image_encoders import open_encoder
@@ -169,8 +169,7 @@ class Retriever:
 
     def _load_encoder(self) -> Encoder:
         if self._encoder is None:
-            dtype = pick_dtype("auto", self._device)
-            self._encoder = Encoder(weights.load("vgg19"), dtype=dtype, device=self._device)
+            self._encoder = load_encoder(device=self._device.type)
         return self._encoder
 
     def _load_decoder(self) -> AdaINDecoder:

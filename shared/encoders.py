@@ -8,7 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from shared import weights as pretrained
 from shared.architectures import VGG19, Architecture, Layer
+from shared.devices import pick_device, pick_dtype
 from shared.errors import InvalidInput
 
 POOLINGS = ("max", "average")
@@ -119,6 +121,32 @@ class Encoder(nn.Module):
     def _convolve(self, name: str, x: Tensor, stride: int = 1, padding: int = 0) -> Tensor:
         weight, bias = getattr(self, _buffer(name, "weight")), getattr(self, _buffer(name, "bias"))
         return F.conv2d(x, weight, bias, stride, padding)
+
+
+def load_encoder(
+    name: str = "vgg19",
+    *,
+    device: str = "auto",
+    pooling: str = "max",
+    precision: str = "auto",
+    progress: pretrained.Progress | None = None,
+) -> Encoder:
+    """The encoder with the weights ``name``, fetched where they are not on this machine.
+
+    Args:
+        device: see :func:`shared.devices.pick_device`.
+        precision: see :func:`shared.devices.pick_dtype`; ``auto`` takes what is fastest there.
+        progress: called while fetching.
+
+    Raises:
+        NotFound: no weights have that name.
+        WeightsUnavailable: they could not be had.
+        EngineUnavailable: the device is not there.
+    """
+    target = pick_device(device)
+    tensors = pretrained.load(name, progress=progress)
+    architecture, dtype = pretrained.architecture(name), pick_dtype(precision, target)
+    return Encoder(tensors, architecture, pooling=pooling, dtype=dtype, device=target)
 
 
 def _buffer(name: str, part: str) -> str:

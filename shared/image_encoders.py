@@ -29,7 +29,7 @@ from PIL import Image
 
 from shared import weights
 from shared.devices import pick_device, pick_dtype
-from shared.encoders import Encoder
+from shared.encoders import Encoder, load_encoder
 from shared.errors import InvalidInput, ModelRefused, NotFound, WeightsUnavailable
 from shared.files import sha256
 from shared.gallery_index import ImageEncoder
@@ -78,9 +78,7 @@ def open_encoder(
     try:
         if spec == STYLE:
             if vgg19 is None:
-                target = pick_device(device)
-                tensors = weights.load("vgg19", progress=progress)
-                encoder = Encoder(tensors, dtype=pick_dtype("auto", target), device=target)
+                encoder = load_encoder(device=device, progress=progress)
                 return StyleEncoder(StyleSpace.load(), lambda: encoder)
             return StyleEncoder(StyleSpace.load(), vgg19)
         if name in RESNETS and output in ("", *OUTPUTS):

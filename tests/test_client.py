@@ -81,6 +81,22 @@ def test_a_broken_connection_is_made_anew_and_a_dead_service_named(pauses):
     assert refused.value.status == 0 and len(asked) == 3
 
 
+def test_no_job_is_made_twice(pauses):
+    makers = (lambda lienzo: lienzo.optimize(b"picture"), lambda lienzo: lienzo.paint("a boat", on_progress=print))
+    for make in makers:
+        for broken in (httpx.ReadError("reset"), httpx.RemoteProtocolError("closed")):
+            lienzo, asked = lienzo_over(broken, httpx.Response(202, json=job("queued")))
+            with pytest.raises(LienzoHTTPError, match="does not answer"):
+                make(lienzo)
+            assert len(asked) == 1
+    lienzo, asked = lienzo_over(httpx.ConnectError("refused"), httpx.Response(202, json=job("queued")))
+    assert lienzo.optimize(b"picture").id == "j" and len(asked) == 2, "it never arrived"
+    # Nothing stays of a painting that was only waited for.
+    painted = httpx.Response(200, content=b"x", headers={"content-type": "image/png"})
+    lienzo, asked = lienzo_over(httpx.ReadError("reset"), painted)
+    assert lienzo.paint("a boat").data == b"x" and len(asked) == 2
+
+
 def test_what_is_wrong_with_a_request_is_not_asked_twice(pauses):
     wrong = {"error": {"code": "invalid_input", "message": "size is 3.", "hint": "Take 64.", "field": "size"}}
     lienzo, asked = lienzo_over(httpx.Response(422, json=wrong))

@@ -41,19 +41,19 @@ def known_settings() -> set[str]:
 
 def test_the_manifests_are_what_kubernetes_takes(manifests):
     assert set(manifests) == {
-        "Deployment", "Service", "HorizontalPodAutoscaler", "PodDisruptionBudget", "NetworkPolicy"
+        "StatefulSet", "Service", "HorizontalPodAutoscaler", "PodDisruptionBudget", "NetworkPolicy"
     }  # fmt: skip
     for manifest in manifests.values():
         kubernetes_validate.validate(manifest, kubernetes_validate.latest_version(), strict=True)
-    broken = dict(manifests["Deployment"], spec=manifests["Deployment"]["spec"] | {"replica": 2})
+    broken = dict(manifests["StatefulSet"], spec=manifests["StatefulSet"]["spec"] | {"replica": 2})
     with pytest.raises(kubernetes_validate.ValidationError):
         kubernetes_validate.validate(broken, kubernetes_validate.latest_version(), strict=True)
 
 
-def test_the_gpu_patch_gives_a_deployment_that_kubernetes_takes(manifests):
+def test_the_gpu_patch_gives_a_pod_that_kubernetes_takes(manifests):
     (patch,) = documents("kubernetes/gpu.yaml")
     (change,) = patch["spec"]["template"]["spec"]["containers"]
-    (container,) = manifests["Deployment"]["spec"]["template"]["spec"]["containers"]
+    (container,) = manifests["StatefulSet"]["spec"]["template"]["spec"]["containers"]
     assert change["name"] == container["name"]  # by which a patch finds what it changes
     kubernetes_validate.validate(
         {
@@ -69,7 +69,7 @@ def test_the_gpu_patch_gives_a_deployment_that_kubernetes_takes(manifests):
 
 
 def test_the_pod_is_not_root_and_may_write_only_where_it_must(manifests):
-    pod = manifests["Deployment"]["spec"]["template"]["spec"]
+    pod = manifests["StatefulSet"]["spec"]["template"]["spec"]
     (container,) = pod["containers"]
     assert pod["securityContext"]["runAsNonRoot"] and pod["securityContext"]["runAsUser"] == USER
     assert container["securityContext"]["readOnlyRootFilesystem"]
@@ -80,16 +80,23 @@ def test_the_pod_is_not_root_and_may_write_only_where_it_must(manifests):
     written = [m["mountPath"] for m in container["volumeMounts"] if not m.get("readOnly")]
     for name in ("LIENZO_CACHE", "LIENZO_STATE", "BENTOML_HOME"):
         assert any(Path(environment[name]).is_relative_to(place) for place in written), name
-    assert {m["name"] for m in container["volumeMounts"]} == {v["name"] for v in pod["volumes"]}
+    claimed = {claim["metadata"]["name"] for claim in manifests["StatefulSet"]["spec"]["volumeClaimTemplates"]}
+    assert {m["name"] for m in container["volumeMounts"]} == claimed | {v["name"] for v in pod["volumes"]}
+    # What a rollout may not lose lies on the volume that the next pod takes over.
+    kept = [Path(m["mountPath"]) for m in container["volumeMounts"] if m["name"] in claimed]
+    assert any(Path(environment["LIENZO_STATE"]).is_relative_to(place) for place in kept)
 
 
 def test_everything_selects_the_pods_that_are_deployed(manifests):
-    labels = manifests["Deployment"]["spec"]["template"]["metadata"]["labels"]
-    assert manifests["Deployment"]["spec"]["selector"]["matchLabels"] == labels
+    labels = manifests["StatefulSet"]["spec"]["template"]["metadata"]["labels"]
+    assert manifests["StatefulSet"]["spec"]["selector"]["matchLabels"] == labels
     assert manifests["Service"]["spec"]["selector"] == labels
     assert manifests["PodDisruptionBudget"]["spec"]["selector"]["matchLabels"] == labels
     assert manifests["NetworkPolicy"]["spec"]["podSelector"]["matchLabels"] == labels
-    assert manifests["HorizontalPodAutoscaler"]["spec"]["scaleTargetRef"]["name"] == "lienzo"
+    assert manifests["HorizontalPodAutoscaler"]["spec"]["scaleTargetRef"] == {
+        "apiVersion": manifests["StatefulSet"]["apiVersion"], "kind": "StatefulSet", "name": "lienzo"
+    }  # fmt: skip
+    assert manifests["StatefulSet"]["spec"]["serviceName"] == manifests["Service"]["metadata"]["name"]
     assert (
         manifests["HorizontalPodAutoscaler"]["spec"]["minReplicas"]
         > manifests["PodDisruptionBudget"]["spec"]["minAvailable"]

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from shared import weights
 from shared.architectures import RESNET50, VGG16, VGG19
-from shared.encoders import Encoder
+from shared.encoders import Encoder, load_encoder
 from shared.errors import InvalidInput
 from shared.torchvision_compat import import_torchvision
 
@@ -53,6 +53,20 @@ def convolutions(monkeypatch) -> list[torch.Size]:
 
     monkeypatch.setattr(F, "conv2d", counted)
     return seen
+
+
+def test_a_network_is_loaded_by_its_name_for_a_device_in_a_precision(vgg19, monkeypatch):
+    asked = []
+    monkeypatch.setattr(weights, "load", lambda name, *, progress: (asked.append((name, progress)), vgg19)[1])
+    loaded = load_encoder(device="cpu", pooling="average", precision="bfloat16", progress=print)
+    assert asked == [("vgg19", print)]
+    assert (loaded.architecture, loaded.pooling, loaded.dtype, loaded.device.type) == (
+        VGG19, "average", torch.bfloat16, "cpu"
+    )  # fmt: skip
+    asked.clear()
+    with pytest.raises(InvalidInput, match="device is 'tpu'"):
+        load_encoder(device="tpu")
+    assert not asked, "nothing is fetched for a device that is not there"
 
 
 # --- values --------------------------------------------------------------------------------------------------------

@@ -240,6 +240,30 @@ def test_ended_jobs_expire_then_are_forgotten_and_others_are_not(store, clock):
     assert store.job(waiting).state == "queued"
 
 
+def test_of_jobs_without_a_painting_only_the_last_are_remembered(store, clock, monkeypatch):
+    monkeypatch.setattr(jobs, "MOST_REMEMBERED", 2)
+    done = submit(store)
+    finish(store)
+    failed = submit(store)
+    store.fail(store.claim(), LienzoError("no."))
+    cancelled = []
+    for _ in range(3):
+        clock.now += 1
+        cancelled.append(submit(store))
+        store.cancel(cancelled[-1])
+    waiting = submit(store)
+    store.sweep()
+    for id in (failed, cancelled[0]):
+        with pytest.raises(NotFound):
+            store.job(id)
+    assert [store.job(id).state for id in cancelled[1:]] == ["cancelled"] * 2
+    assert (store.result(done)[1], store.job(waiting).state) == (b"picture", "queued")
+    clock.now += TTL
+    store.sweep()  # now the painting has expired, and is the oldest
+    with pytest.raises(NotFound):
+        store.job(done)
+
+
 def test_the_file_shrinks_when_pictures_go(store, clock):
     store.submit(REQUEST, b"x" * 2_000_000, b"y" * 2_000_000, {})
     finish(store)
@@ -341,8 +365,19 @@ def test_the_file_of_another_version_is_left_alone(tmp_path):
     open_store(tmp_path)
     with closing(sqlite3.connect(tmp_path / FILE)) as db:
         db.execute("PRAGMA user_version = 99")
-    with pytest.raises(InvalidInput, match=r"another version of Lienzo \(99, expected 1\)"):
+    with pytest.raises(InvalidInput, match=r"another version of Lienzo \(99, expected 2\)"):
         open_store(tmp_path)
+
+
+def test_the_jobs_of_version_1_go_on_and_are_nobodys(tmp_path):
+    id = submit(open_store(tmp_path))
+    with closing(sqlite3.connect(tmp_path / FILE)) as db:
+        db.executescript("ALTER TABLE jobs DROP COLUMN owner; PRAGMA user_version = 1;")
+    for _ in range(2):
+        store = open_store(tmp_path)
+        assert (store.job(id).state, store.job(id).owner) == ("queued", None)
+    mine = store.submit(REQUEST, b"content", b"style", {}, owner="alice").id
+    assert store.job(mine).owner == "alice"
 
 
 def test_a_change_that_fails_leaves_nothing(store):
@@ -556,7 +591,8 @@ def test_what_goes_wrong_ends_the_job_and_not_the_painter(tmp_path, paints, erro
     assert (store.job(bad).state, store.job(bad).error.code) == ("failed", code)
 
 
-def test_a_store_that_fails_is_asked_again(tmp_path, paints, monkeypatch):
+@pytest.mark.parametrize("error", [sqlite3.OperationalError("database or disk is full"), KeyError("content")])
+def test_a_store_that_fails_is_asked_again(tmp_path, paints, monkeypatch, error):
     monkeypatch.setattr(painter, "SWEEP_SECONDS", 0.05)
     failing = threading.Event()
     failing.set()
@@ -564,7 +600,7 @@ def test_a_store_that_fails_is_asked_again(tmp_path, paints, monkeypatch):
 
     def claim(self):
         if failing.is_set():
-            raise sqlite3.OperationalError("database or disk is full")
+            raise error
         return real(self)
 
     monkeypatch.setattr(JobStore, "claim", claim)

@@ -23,6 +23,7 @@ import psutil
 import pytest
 from models import read_raw_card, write_card, write_negative
 from opentelemetry import context, propagate, trace
+from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.datastructures import Headers
 from starlette.testclient import TestClient
@@ -45,6 +46,7 @@ from shared import onnx_runtime
 from shared.errors import EngineUnavailable, GalleryError, InvalidInput, NotFound, WeightsUnavailable
 from shared.fast_models import MODEL_FILE, Changes, ModelLibrary
 from shared.files import sha256
+from shared.images import encode
 
 ROOT = Path(__file__).parents[1]
 FORM = {"code", "message", "hint", "field"}
@@ -268,6 +270,60 @@ def test_pictures_behind_a_key_are_kept_by_the_client_alone(environment, tmp_pat
     assert kept() == "private, max-age=86400"
 
 
+def test_a_job_is_there_only_for_the_key_that_it_was_submitted_with(environment, tmp_path, monkeypatch):
+    file = tmp_path / "keys.json"
+    alice, bob = ({"X-API-Key": keys.add(file, name, rate=6000, burst=100)} for name in ("alice", "bob"))
+    environment(keys=file)
+    jobs = JobStore(tmp_path / "state", queue=4, ttl=60, most_seconds=60)
+    submitted = [jobs.submit({"steps": 1, "size": 64}, b"c", b"s", {}, owner=owner).id for owner in ("alice", None)]
+    client = TestClient(create_app(lambda: Gateway(jobs=jobs)))
+    hers, anybodys = (f"/v1/jobs/{id}" for id in submitted)
+    nobodys = client.get("/v1/jobs/nobody", headers=bob).json()["error"]["message"]
+    for method, rest in (("GET", ""), ("DELETE", ""), ("GET", "/result"), ("GET", "/preview"), ("GET", "/events")):
+        refused = refusal(client.request(method, hers + rest, headers=bob), 404, "not_found")
+        assert refused["message"] == nobodys.replace("nobody", submitted[0]), "nothing tells that there is one"
+    assert client.get(hers, headers=alice).json()["state"] == "queued"
+    assert client.get(anybodys, headers=bob).status_code == 200
+    assert client.delete(hers, headers=alice).json()["state"] == "cancelled"
+    monkeypatch.delenv("LIENZO_KEYS")
+    environment()
+    assert TestClient(create_app(lambda: Gateway(jobs=jobs))).get(hers).status_code == 200, "no keys, no owners"
+
+
+@pytest.fixture
+def outcome() -> Outcome:
+    """One that leaves the painting to the optimiser."""
+    picture = encode(Image.new("RGB", (64, 64)))
+    return Outcome("png", order={"content": picture, "style": picture, "size": 64, "steps": 1})
+
+
+def test_a_submitted_job_is_its_keys(environment, tmp_path, outcome):
+    store = JobStore(tmp_path, queue=4, ttl=60, most_seconds=60)
+    for key, owner in (("alice", "alice"), ("", None)):
+        token = current.set(Facts("id", "/v1/optimize", key=key))
+        assert job_http._submit(store, outcome).owner == owner
+        current.reset(token)
+
+
+@pytest.mark.parametrize("wish", ["wait=0", "respond-async"])
+def test_the_wish_that_was_granted_is_confirmed_as_it_was_asked(environment, tmp_path, outcome, wish):
+    store = JobStore(tmp_path, queue=4, ttl=60, most_seconds=60)
+    response = asyncio.run(job_http.answer(SimpleNamespace(), store, lambda: outcome, prefer=wish, wait=60))
+    assert (response.status_code, response.headers["preference-applied"]) == (202, wish)
+
+
+def test_a_files_tag_is_strong_only_where_it_comes_as_it_is(environment):
+    client = client_of()
+    plain, compressed = (
+        client.get("/web/app.js", headers={"Accept-Encoding": accepted}) for accepted in ("identity", "gzip")
+    )
+    assert plain.headers["etag"].startswith('"') and compressed.headers["content-encoding"] == "gzip"
+    assert compressed.headers["etag"] == f"W/{plain.headers['etag']}"
+    for answer in (plain, compressed):
+        known = client.get("/web/app.js", headers={"If-None-Match": answer.headers["etag"]})
+        assert (known.status_code, known.content) == (304, b"")
+
+
 def test_a_key_asks_no_more_often_than_it_may(guarded):
     client, alice, bob = guarded
     assert [client.get("/v1/styles", headers={"X-API-Key": bob}).status_code for _ in range(3)] == [200, 200, 429]
@@ -484,6 +540,7 @@ def test_a_client_that_leaves_is_noted(environment, caplog):
 
 
 def test_a_server_that_stops_takes_nothing_new_and_says_when_to_come_back(environment, monkeypatch):
+    environment(cors_origins="https://art.example")
     running = access.Running()
     monkeypatch.setattr(access, "running", running)
     monkeypatch.setattr("services.http.running", running)
@@ -491,8 +548,9 @@ def test_a_server_that_stops_takes_nothing_new_and_says_when_to_come_back(enviro
     assert client.get("/v1/styles").status_code == 200
     running.enter()
     running.draining.set()
-    answer = client.get("/v1/styles")
+    answer = client.get("/v1/styles", headers={"Origin": "https://art.example"})
     refusal(answer, 503, "stopping")
+    assert answer.headers["access-control-allow-origin"] == "https://art.example", "a page there may read it"
     assert int(answer.headers["retry-after"]) > 0 and answer.headers["connection"] == "close"
     assert client.get("/livez").status_code == 200
     refusal(client.get("/readyz"), 503, "stopping")

@@ -425,6 +425,27 @@ def test_a_job_is_followed_found_again_and_cancelled(visit, server_url):
     assert "job=" not in page.url
 
 
+def test_a_job_is_followed_through_a_restart_of_the_server(visit):
+    page, asked = visit(), []
+    stopping = {"code": "stopping", "message": "this server is being stopped.", "hint": "Again.", "field": None}
+
+    def stop(route: sync_api.Route) -> None:
+        kind = "events" if route.request.url.endswith("/events") else "status"
+        asked.append(kind)
+        if len(asked) == 1:
+            route.fulfill(status=503, json={"error": stopping}, headers={"Retry-After": "5"})
+        elif len(asked) == 2:  # a proxy, whose server is gone
+            route.fulfill(status=503, body="")
+        else:
+            route.continue_()
+
+    page.route(re.compile(r"/v1/jobs/[^/]+(/events)?$"), stop)
+    page.goto(f"{page.url}?title={WORDS}&engine=optimize&size=64&steps=30")
+    painted(page)
+    assert "by the optimiser in 30 steps" in page.inner_text("#made") and page.is_hidden("#painting-error")
+    assert asked[:3] == ["events", "status", "status"]
+
+
 def test_a_sheet_shows_every_picture_in_every_style(visit, twin):
     page, engines, refusals = visit(f"/?title={WORDS}&style={twin.slug}&engine=fast&size=128&format=jpeg"), set(), []
     painted(page)

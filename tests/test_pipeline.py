@@ -47,7 +47,9 @@ def kinds(base: type[LienzoError] = LienzoError) -> list[type[LienzoError]]:
 # Messages
 
 
-@pytest.mark.parametrize("kind", [kind for kind in kinds() if kind.__module__ == "shared.errors"])
+@pytest.mark.parametrize(
+    "kind", [kind for kind in kinds() if kind.__module__ in ("shared.errors", "services.messages")]
+)
 def test_a_refusal_crosses_to_another_service_as_it_is(kind):
     @answers
     def method(**_):
@@ -249,15 +251,16 @@ def test_a_job_that_failed_by_itself_is_a_bug():
 
 
 @pytest.mark.parametrize(
-    ("header", "seconds"),
+    ("header", "wish"),
     [
-        (None, None), ("", None), ("wait=7", 7), ('handling=lenient, WAIT="7"', 7), ("wait=7; x=y", 7), ("wait = 7", 7),
-        ("respond-async", 0), ("respond-async, wait=7", 0), ("wait=0", 0), ("wait=-1", None), ("wait", None),
+        (None, None), ("", None), ("wait=7", ("wait", 7)), ('handling=lenient, WAIT="7"', ("wait", 7)),
+        ("wait=7; x=y", ("wait", 7)), ("wait = 7", ("wait", 7)), ("respond-async", ("respond-async", 0)),
+        ("respond-async, wait=7", ("respond-async", 0)), ("wait=0", ("wait", 0)), ("wait=-1", None), ("wait", None),
         ("wait=1e3", None), ("wait=" + 99 * "9", None), ("return=minimal", None), (",;=,", None), ("wait=٧", None),
     ],
 )  # fmt: skip
-def test_the_wish_to_wait_is_read_or_ignored(header, seconds):
-    assert _wished(header) == seconds
+def test_the_wish_to_wait_is_read_or_ignored(header, wish):
+    assert _wished(header) == wish
 
 
 @pytest.mark.parametrize(

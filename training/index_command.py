@@ -13,10 +13,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from shared import weights
 from shared.console import bar, stages
-from shared.devices import pick_device, pick_dtype
-from shared.encoders import Encoder
+from shared.encoders import Encoder, load_encoder
 from shared.errors import GalleryError, InvalidInput, LienzoError
 from shared.galleries import Gallery, Picture, open_gallery
 from shared.gallery_index import Changes, Embedded, ImageEncoder, embed_here, embed_pictures, update_index
@@ -162,8 +160,6 @@ def _embed_portion(portion: _Portion, threads: int, _: Path) -> Embedded:
 
 
 def vgg19_encoder(device: str = "auto") -> Encoder:
-    """VGG-19 on ``device``, in the precision that is fastest there."""
-    target = pick_device(device)
+    """VGG-19 on ``device``, fetched with a progress bar where it is not here."""
     with stages() as progress:
-        tensors = weights.load("vgg19", progress=progress)
-    return Encoder(tensors, dtype=pick_dtype("auto", target), device=target)
+        return load_encoder(device=device, progress=progress)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from shared.errors import InvalidInput
+from training import bootstrap
 
 CUTOFFS = (1, 5, 10)
 """The k of the R@k that are reported, those of Garcia and Vogiatzis (2018)."""
 
 BOOTSTRAP_SAMPLES = 1000
-INTERVAL = 0.95
 
 
 @dataclass(frozen=True)
@@ -70,19 +70,11 @@ def ranks_of(similarities: np.ndarray) -> Ranks:
 def measure(ranks: Ranks, *, seed: int = 0) -> dict[str, Figure]:
     """``R@1``, ``R@5``, ``R@10`` (shares of the queries) and ``MR`` (the median rank), by name.
 
-    The intervals are percentiles over :data:`BOOTSTRAP_SAMPLES` samples of the queries, with replacement (Efron 1979).
+    The intervals are percentiles over :data:`BOOTSTRAP_SAMPLES` samples of the queries, see :mod:`training.bootstrap`.
     The answers stay the same, so the intervals speak of other queries to the same gallery.
     """
     columns = {f"R@{k}": ranks.found(k) for k in CUTOFFS} | {"MR": ranks.middle}
-    count = len(ranks.above)
-    drawn = np.random.default_rng(seed).integers(count, size=(BOOTSTRAP_SAMPLES, count))
-    figures = {}
-    for name, column in columns.items():
-        centre = np.median if name == "MR" else np.mean
-        tail = (1 - INTERVAL) / 2
-        low, high = np.quantile(centre(column[drawn], axis=1), (tail, 1 - tail))
-        figures[name] = Figure(float(centre(column)), float(low), float(high))
-    return figures
+    return {name: _figure(column, np.median if name == "MR" else np.mean, seed) for name, column in columns.items()}
 
 
 def measure_both(text: np.ndarray, image: np.ndarray) -> dict[str, dict[str, Figure]]:
@@ -107,3 +99,11 @@ def mean_over_runs(runs: Sequence[Mapping[str, Figure]]) -> dict[str, tuple[floa
     """Mean and standard deviation (of the sample; 0 for one run) of each figure's value over several runs."""
     values = {name: np.array([run[name].value for run in runs]) for name in runs[0]}
     return {name: (float(v.mean()), float(v.std(ddof=1)) if len(v) > 1 else 0.0) for name, v in values.items()}
+
+
+def _figure(column: np.ndarray, centre: Callable[..., np.ndarray], seed: int) -> Figure:
+    def of_samples(drawn: np.ndarray) -> np.ndarray:
+        return centre(column[drawn], axis=1)
+
+    low, high = bootstrap.interval(of_samples, len(column), samples=BOOTSTRAP_SAMPLES, seed=seed)
+    return Figure(float(centre(column)), low, high)

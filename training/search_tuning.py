@@ -15,10 +15,11 @@ import numpy as np
 from shared.errors import InvalidInput, NotFound
 from shared.galleries import Gallery
 from shared.hybrid_search import mean_similarity
+from training import bootstrap
 
 FOLDS = 5
 STEPS = 10  # the weights of a mean are tenths
-_RESAMPLES = 2000
+_SAMPLES = 2000
 
 Similarities = Mapping[str, np.ndarray]
 """``[Q, N]`` by part of the search: of each query to each picture."""
@@ -35,7 +36,7 @@ class Query:
 
 @dataclass(frozen=True)
 class Measure:
-    """A mean over queries, and the 95 % interval of its bootstrap (Efron 1979)."""
+    """A mean over queries, and the 95 % interval of its bootstrap."""
 
     mean: float
     low: float
@@ -95,12 +96,8 @@ def ranks(similarities: np.ndarray, queries: Sequence[Query]) -> np.ndarray:
 
 def measures(ranks: np.ndarray) -> dict[str, Measure]:
     """Hit@1, hit@5 and mean reciprocal rank."""
-    chosen = np.random.default_rng(0).integers(len(ranks), size=(_RESAMPLES, len(ranks)))
-    found = {}
-    for name, values in (("hit@1", ranks == 1), ("hit@5", ranks <= 5), ("MRR", 1 / ranks)):
-        low, high = np.quantile(values[chosen].mean(axis=1), (0.025, 0.975))
-        found[name] = Measure(float(values.mean()), float(low), float(high))
-    return found
+    columns = {"hit@1": ranks == 1, "hit@5": ranks <= 5, "MRR": 1 / ranks}
+    return {name: Measure(float(values.mean()), *_interval(values)) for name, values in columns.items()}
 
 
 def tune(similarities: Similarities, queries: Sequence[Query]) -> dict[str, float]:
@@ -149,6 +146,10 @@ def calibrate(best: np.ndarray, elsewhere: np.ndarray) -> Refusal:
 def judge(best: np.ndarray, elsewhere: np.ndarray, threshold: float) -> Refusal:
     """What a threshold answers and lets through."""
     return Refusal(threshold, float((best >= threshold).mean()), float((elsewhere >= threshold).mean()))
+
+
+def _interval(values: np.ndarray) -> tuple[float, float]:
+    return bootstrap.interval(lambda drawn: values[drawn].mean(axis=1), len(values), samples=_SAMPLES)
 
 
 def _lists(path: Path) -> dict[str, list[Any]]:

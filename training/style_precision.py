@@ -20,6 +20,7 @@ from shared.errors import InvalidInput
 from shared.galleries import Gallery, Picture
 from shared.image_encoders import BATCH, ImageEncoder, JoinedEncoder, join
 from shared.images import decode
+from training import bootstrap
 
 log = logging.getLogger(__name__)
 
@@ -121,10 +122,7 @@ def interval(values: np.ndarray, labels: Labels, *, rounds: int = ROUNDS) -> tup
     totals = np.bincount(labels.owners, np.where(counted, values, 0))
     counts = np.bincount(labels.owners, counted)
     totals, counts = totals[counts > 0], counts[counts > 0]
-    drawn = np.random.default_rng(0).integers(len(counts), size=(rounds, len(counts)))
-    means = totals[drawn].sum(1) / counts[drawn].sum(1)
-    low, high = np.quantile(means, (0.025, 0.975))
-    return float(low), float(high)
+    return bootstrap.interval(lambda drawn: totals[drawn].sum(1) / counts[drawn].sum(1), len(counts), samples=rounds)
 
 
 def difference(

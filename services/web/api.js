@@ -14,7 +14,7 @@ export class Refusal extends Error {
 }
 
 /** Do `attempt` again for as long as the service is busy, each time after the wait that it names to `waiting`. */
-export async function patiently(attempt, { signal, waiting }) {
+export async function patiently(attempt, { signal, waiting = () => {} }) {
   for (let left = PATIENCE; ; left -= 1) {
     try {
       return await attempt();

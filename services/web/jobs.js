@@ -4,6 +4,7 @@ import * as api from "./api.js";
 import { number, t } from "./language.js";
 
 const OVER = ["done", "failed", "cancelled", "expired"];
+const PAUSE = 2; // seconds
 const [bar, curve] = [document.querySelector("#steps-made"), document.querySelector("#curve")];
 
 /**
@@ -29,7 +30,25 @@ export async function follow(job, see, signal) {
   }
 }
 
-function listen(job, hear, signal) {
+/** The job's last status. While its server is stopped and another one starts, it is asked for again and again. */
+async function listen(job, hear, signal) {
+  for (;;) {
+    const ended = await stream(job, hear, signal);
+    if (ended) return ended;
+    const status = await api.patiently(() => api.job(job.id).catch(unanswered), { signal });
+    if (hear(status)) return status;
+    await api.sleep(1000 * PAUSE, signal);
+  }
+}
+
+/** Where nobody answers, a server may be starting. */
+function unanswered(error) {
+  if (error.code === "no_answer") error.wait ||= PAUSE;
+  throw error;
+}
+
+/** The job's last status by its events, or null where the browser gives them up. */
+function stream(job, hear, signal) {
   return new Promise((resolve, reject) => {
     const source = new EventSource(job.links.events);
     const leave = () => (source.close(), reject(signal.reason));
@@ -43,8 +62,8 @@ function listen(job, hear, signal) {
       });
     }
     source.addEventListener("error", () => {
-      // The browser comes back by itself, unless the server told it not to: then the job has ended, or is unknown.
-      if (source.readyState === EventSource.CLOSED) api.job(job.id).then((status) => end(resolve, status), (error) => end(reject, error));
+      // The browser comes back by itself, unless it was refused: the job has ended, is unknown, or the server stops.
+      if (source.readyState === EventSource.CLOSED) end(resolve, null);
     });
   });
 }
