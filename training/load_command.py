@@ -90,7 +90,7 @@ def steady(
 ) -> None:
     """A steady load of fast requests on a started service, and whether its memory stays flat.
 
-    Example: lienzo-train bench steady --duration 1h --rate 1 --pid $(pgrep -of 'lienzo serve')
+    Example: lienzo-train bench steady --duration 1h --rate 1 --pid $(pgrep -of 'bentoml serve')
     """
     from training.bench import machine
 
