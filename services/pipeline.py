@@ -67,10 +67,15 @@ class Outcome:
         finally:
             self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - began
 
-    def recipe(self) -> dict[str, str]:
-        """What is written into the picture's metadata: also the fast model, where one painted it."""
+    def recipe(self, brush: Brush) -> dict[str, str]:
+        """What is written into the picture's metadata: enough to paint it again, where both pictures are at hand."""
         model = self.model if self.engine == "fast" else ""
         facts = {"Content": self.content, "Style": self.style, "Engine": self.engine, "Model": model}
+        facts |= {"Size": f"{brush.size}", "Strength": f"{brush.strength:g}"}
+        if brush.preserve_color:
+            facts["Colors"] = "kept"
+        if self.engine == "optimize":
+            facts |= {"Steps": f"{brush.steps}", "Seed": f"{brush.seed}"}
         return {"Software": "Lienzo"} | {key: value for key, value in facts.items() if value}
 
 
@@ -246,7 +251,7 @@ def paint(
             "strength": brush.strength,
             "preserve_color": brush.preserve_color,
             "format": brush.format,
-            "recipe": outcome.recipe(),
+            "recipe": outcome.recipe(brush),
         }
         if defer:
             note(engine=outcome.engine)
@@ -262,7 +267,7 @@ def paint(
                 strength=brush.strength,
                 preserve_color=brush.preserve_color,
                 format=brush.format,
-                recipe=outcome.recipe(),
+                recipe=outcome.recipe(brush),
             )
         elif outcome.engine == "instant":
             painted = call(
@@ -273,7 +278,7 @@ def paint(
                 strength=brush.strength,
                 preserve_color=brush.preserve_color,
                 format=brush.format,
-                recipe=outcome.recipe(),
+                recipe=outcome.recipe(brush),
             )
         else:
             painted = call(services.optimizer.paint, **order)

@@ -201,7 +201,8 @@ def test_an_instant_painting_is_made_in_any_style(client, photo):
         assert painting.size == (96, 72)
         assert (answer.headers["lienzo-engine"], answer.headers["lienzo-style"]) == ("instant", style)
         assert "lienzo-model" not in answer.headers and "lienzo-steps" not in answer.headers
-        assert painting.text == {"Software": "Lienzo", "Content": "upload", "Style": style, "Engine": "instant"}
+        recipe = {"Software": "Lienzo", "Content": "upload", "Style": style, "Engine": "instant"}
+        assert painting.text == recipe | {"Size": "96", "Strength": "1"}
         assert {"paint", "decode", "network", "finish", "encode"} == {
             part.split(";")[0] for part in answer.headers["server-timing"].split(", ")
         }
@@ -259,13 +260,14 @@ def test_preserve_color_keeps_the_contents_chroma_and_takes_the_paintings_lumina
 
 @pytest.mark.parametrize(("format", "media"), [("png", "image/png"), ("jpeg", "image/jpeg"), ("webp", "image/webp")])
 def test_formats_have_their_media_type_and_carry_the_recipe(client, photo, slug, format, media):
-    answer = stylize(client, photo, style=slug, size=96, format=format)
+    answer = stylize(client, photo, style=slug, size=96, format=format, strength=0.75)
     assert answer.headers["content-type"] == media
     painting = picture_of(answer)
     assert painting.format == format.upper()
     recipe = painting.text if format == "png" else json.loads(painting.getexif()[270])
-    assert recipe == {"Software": "Lienzo", "Content": "upload", "Style": slug, "Engine": "fast", "Model": slug}
-    reference = levels(stylize(client, photo, style=slug, size=96))
+    expected = {"Software": "Lienzo", "Content": "upload", "Style": slug, "Engine": "fast", "Model": slug}
+    assert recipe == expected | {"Size": "96", "Strength": "0.75"}
+    reference = levels(stylize(client, photo, style=slug, size=96, strength=0.75))
     assert np.abs(np.asarray(painting).astype(int) - reference).mean() < 12
 
 

@@ -104,7 +104,8 @@ def test_a_job_from_its_submission_to_its_painting(client):
     painting = Image.open(io.BytesIO(result.content))
     assert painting.size == (64, 48)
     recipe = json.loads(painting.getexif()[270])
-    assert recipe == {"Software": "Lienzo", "Content": "upload", "Style": "upload", "Engine": "optimize"}
+    expected = {"Software": "Lienzo", "Content": "upload", "Style": "upload", "Engine": "optimize"}
+    assert recipe == expected | {"Size": "64", "Strength": "1", "Steps": "3", "Seed": "5"}
     headers = result.headers
     assert (headers["lienzo-engine"], headers["lienzo-steps"], headers["lienzo-style"]) == ("optimize", "3", "upload")
     assert float(headers["lienzo-model-distance"]) > 0 and headers["lienzo-provider"]

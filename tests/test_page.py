@@ -403,7 +403,7 @@ def test_without_a_decoder_the_optimiser_paints_without_a_preview(visit):
     assert page.is_hidden("#painting-error")
 
 
-def test_a_job_is_followed_found_again_and_cancelled(visit, server_url):
+def test_a_job_is_followed_found_again_and_cancelled(visit, server_url, axe):
     page, asked = visit(f"/?title={WORDS}&engine=optimize&size=128&steps=400"), []
     page.wait_for_selector("#steps-made:not([hidden])")
     page.wait_for_selector("#curve:not([hidden])")
@@ -411,6 +411,7 @@ def test_a_job_is_followed_found_again_and_cancelled(visit, server_url):
     assert re.match(r"Loss .+ at first, .+ after step \d+", page.get_attribute("#curve svg", "aria-label"))
     assert page.locator("#curve polyline").evaluate("line => line.points.length") >= 2
     page.wait_for_selector("#after[alt*='while it is painted']")
+    assert violations(page, axe) == []
     assert page.is_hidden("#download")
 
     page.on("request", lambda request: asked.append(request.method) if "/v1/text_to_art" in request.url else None)

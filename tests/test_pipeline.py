@@ -578,7 +578,8 @@ def test_the_optimisers_part_can_be_left_for_later_and_no_other():
     order = {name: outcome.order[name] for name in ("content", "style", "size", "steps")}
     assert order == {"content": b"content", "style": b"style", "size": 128, "steps": 9}
     assert outcome.order["recipe"] == {
-        "Software": "Lienzo", "Content": "upload", "Style": "picture", "Engine": "optimize"
+        "Software": "Lienzo", "Content": "upload", "Style": "picture", "Engine": "optimize", "Size": "128",
+        "Strength": "1", "Steps": "9", "Seed": "0",
     }  # fmt: skip
     for engine in ("fast", "instant"):
         outcome = Outcome("png")
@@ -600,6 +601,7 @@ def test_an_instant_painting_asks_no_network(distance):
     pipeline.paint(services, b"content", STYLE, Brush(128, "instant", 0.5, True, 9, 3, "jpeg"), outcome)
     ((name, asked),) = services.asked
     recipe = {"Software": "Lienzo", "Style": "picture", "Engine": "instant"}
+    recipe |= {"Size": "128", "Strength": "0.5", "Colors": "kept"}
     assert (name, asked) == (
         "instant",
         {
