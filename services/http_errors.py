@@ -66,7 +66,8 @@ def install(app: FastAPI) -> None:
     def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
         where = [str(part) for part in first["loc"] if part not in ("body", "query", "path")]
-        field = ".".join(where) or None
+        # Fields are flat; what follows one is which of its types was tried.
+        field = where[0] if where else None
         message = first["msg"].removeprefix("Value error, ")
         if first["type"] == "json_invalid":
             return error_response(

@@ -175,7 +175,9 @@ def test_parity_is_measured_at_odd_and_even_sizes_and_several_batches():
 
 
 def test_a_library_serves_the_export(exported, network):
-    painted = ModelLibrary([exported.parent], device="cpu")["test-style"].paint(pixels(1, 45, 67).numpy())
+    painted = ModelLibrary([exported.parent], device="cpu", engine="onnxruntime")["test-style"].paint(
+        pixels(1, 45, 67).numpy()
+    )
     with torch.no_grad():
         np.testing.assert_allclose(painted, network(pixels(1, 45, 67)).numpy(), atol=PARITY_LIMIT)
 
