@@ -4,40 +4,21 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure as Sheet
-from torch.utils.tensorboard import SummaryWriter
 
 from shared.files import write_atomically
+from training.board import BoardRecord
 from training.embed import Epoch
 
 DIRECTIONS = {"text_to_image": "text → picture", "image_to_text": "picture → text"}
 """Directions as people read them."""
 
 
-class EmbedRecord:
-    """Writes the curves of one training into its run folder; use as a context manager.
-
-    Nothing is written before the first epoch, so a training that is refused leaves nothing.
-    """
-
-    def __init__(self, run: Path):
-        self.run = run
-
-    @cached_property
-    def _board(self) -> SummaryWriter:
-        self.run.mkdir(parents=True, exist_ok=True)
-        return SummaryWriter(self.run / "tensorboard")
-
-    def __enter__(self) -> EmbedRecord:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if "_board" in self.__dict__:
-            self._board.close()
+class EmbedRecord(BoardRecord):
+    """Writes the curves of one training of the joint embedding."""
 
     def add(self, epoch: Epoch) -> None:
         """Note one epoch."""

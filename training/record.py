@@ -3,42 +3,23 @@
 from __future__ import annotations
 
 import io
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
-from torch.utils.tensorboard import SummaryWriter
 
 from shared.files import write_atomically
 from shared.images import encode, to_picture
+from training.board import BoardRecord
 from training.style_trainer import TrainingStep
 
 _TERMS = ("content", "style", "tv", "total", "grid")
 
 
-class TrainingRecord:
-    """Writes the record of one training into its run folder; use as a context manager.
-
-    Nothing is written before the first step, so a training that is refused leaves nothing.
-    """
-
-    def __init__(self, run: Path):
-        self.run = run
-
-    @cached_property
-    def _board(self) -> SummaryWriter:
-        self.run.mkdir(parents=True, exist_ok=True)
-        return SummaryWriter(self.run / "tensorboard")
-
-    def __enter__(self) -> TrainingRecord:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if "_board" in self.__dict__:
-            self._board.close()
+class TrainingRecord(BoardRecord):
+    """Writes the record of one training of a network."""
 
     def add(self, step: TrainingStep) -> None:
         """Note one step; the sheet is written anew at each validation."""
