@@ -9,8 +9,8 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import bentoml
 
@@ -25,7 +25,6 @@ from shared.devices import bound_gpu_memory, keep_freed_memory, pick_device
 from shared.encoders import load_encoder
 from shared.images import DecodeLimits
 from shared.optimized_painting import OptimizedPainting, paint_optimized
-from shared.optimizer import Iteration
 from shared.presets import preset
 
 
@@ -85,7 +84,17 @@ class Optimizer:
         """Paint ``content`` in the style of ``style``; see :func:`shared.optimized_painting.paint_optimized`."""
         # The style picture was decoded for its embedding before: what fails here is the content.
         with about("image"):
-            painting = self._paint(content, style, size, steps, seed, strength, preserve_color, format, recipe)
+            painting = self._paint(
+                content,
+                style,
+                steps=steps,
+                seed=seed,
+                size=size,
+                strength=strength,
+                preserve_color=preserve_color,
+                format=format,
+                recipe=recipe,
+            )
         return {
             "data": painting.data,
             "seconds": dict(painting.seconds),
@@ -104,31 +113,15 @@ class Optimizer:
             with contextlib.suppress(Unreachable):
                 revive(self)
 
-    def _paint(
-        self,
-        content: bytes,
-        style: bytes,
-        size: int,
-        steps: int,
-        seed: int,
-        strength: float,
-        preserve_color: bool,
-        format: str,
-        recipe: dict,
-        on_iteration: Callable[[Iteration], bool | None] | None = None,
-    ) -> OptimizedPainting:
+    def _paint(self, content: bytes, style: bytes, *, steps: int, seed: int, **request: Any) -> OptimizedPainting:
+        """Paint with this service's networks and limits; the rest of the request is the painting's own business."""
         return paint_optimized(
             self._encoder,
             content,
             style,
             replace(preset("lienzo").settings, steps=steps, seed=seed),
             decoder=self._decoder,
-            size=size,
-            strength=strength,
-            preserve_color=preserve_color,
-            format=format,
-            recipe=recipe,
             max_seconds=self._most_seconds,
             limits=self._limits,
-            on_iteration=on_iteration,
+            **request,
         )
