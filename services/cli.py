@@ -609,12 +609,11 @@ def _check_state() -> None:
 def _prepare() -> ModelLibrary:
     """Fetch and check everything that a service needs, with progress, before any service starts."""
     from services import keys
+    from services.gallery import open_retrieval
     from services.settings import settings
     from shared.devices import pick_device
     from shared.fast_models import ModelLibrary
-    from shared.image_encoders import open_encoder
-    from shared.joint_embedding import JointEmbedding
-    from shared.retrieval import SENTENCES, Retrieval, open_sentences
+    from shared.retrieval import SENTENCES
 
     config = settings()
     pick_device(config.device)
@@ -623,9 +622,6 @@ def _prepare() -> ModelLibrary:
     with stages() as progress:
         for network in ("vgg19", "adain-decoder"):
             weights_library.fetch(network, progress=progress)
-        finder = open_encoder(
-            config.style_encoder, device=config.device, vgg19=lambda: load_encoder(config.device), progress=progress
-        )
         if config.sentences == "auto":
             try:
                 weights_library.fetch(SENTENCES, progress=progress)
@@ -643,19 +639,8 @@ def _prepare() -> ModelLibrary:
     )
     for refusal in library.refusals:
         notices.print(f"refused: {refusal.reason}", style="yellow", markup=False, soft_wrap=True)
-    sentences = open_sentences(config.sentences)
     with stages() as progress:
-        retrieval = Retrieval.open(
-            config.gallery,
-            lambda: load_encoder(config.device),
-            finder=finder,
-            index=config.gallery_index,
-            uri=config.index_uri,
-            cache=weights_library.cache_dir(),
-            sentences=sentences,
-            embedding=config.embedding and JointEmbedding.load(config.embedding, sentences=sentences),
-            progress=progress,
-        )
+        retrieval = open_retrieval(lambda: load_encoder(config.device), progress=progress)
     retrieval.close()  # one process at a time can have a file of Milvus Lite
     for issue in retrieval.gallery.issues[:10]:
         notices.print(f"gallery: {issue}", style="yellow", markup=False, soft_wrap=True)

@@ -14,6 +14,7 @@ from typing import Any
 import bentoml
 
 from services import metrics
+from services.gallery import open_retrieval
 from services.messages import CONNECTION, Answer, about, answers
 from services.settings import settings
 from shared import weights
@@ -22,11 +23,8 @@ from shared.devices import bound_gpu_memory, pick_device
 from shared.encoders import Encoder, load_encoder
 from shared.errors import EngineUnavailable, GalleryError, NotFound, WeightsUnavailable
 from shared.galleries import Picture
-from shared.image_encoders import open_encoder
 from shared.images import DecodeLimits, decode, encode, thumbnail
 from shared.instant_painting import paint_instantly
-from shared.joint_embedding import JointEmbedding
-from shared.retrieval import Retrieval, open_sentences
 from shared.text_search import Match
 
 log = logging.getLogger(__name__)
@@ -47,17 +45,7 @@ class Retriever:
         self._limits = DecodeLimits(max_pixels=config.max_pixels, max_bytes=config.max_body_bytes)
         self._device = pick_device(config.device)
         bound_gpu_memory(self._device, config.gpu_bytes)
-        sentences = open_sentences(config.sentences)
-        self._retrieval = Retrieval.open(
-            config.gallery,
-            self._load_encoder,
-            finder=open_encoder(config.style_encoder, device=config.device, vgg19=self._load_encoder),
-            index=config.gallery_index,
-            uri=config.index_uri,
-            cache=weights.cache_dir(),
-            sentences=sentences,
-            embedding=config.embedding and JointEmbedding.load(config.embedding, sentences=sentences),
-        )
+        self._retrieval = open_retrieval(self._load_encoder)
         metrics.provider.labels("instant", str(self._device)).set(1)
         log.info("engine instant runs on %s", self._device)
 
